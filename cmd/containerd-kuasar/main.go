@@ -1,0 +1,18 @@
+// containerd-kuasar is containerd with every Kuasar sandboxer compiled in.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins"
+	"github.com/containerd/containerd/v2/cmd/containerd/command"
+)
+
+func main() {
+	if err := command.App().Run(context.Background(), os.Args); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, "containerd-kuasar:", err)
+		os.Exit(1)
+	}
+}

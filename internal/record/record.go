@@ -1,0 +1,80 @@
+// Package record keeps small versioned JSON files that survive a crash of the
+// daemon at any instant: a reader sees the old one or the new one, whole.
+//
+// Records live on the state file system and describe live kernel objects
+// (processes, mounts, namespaces), which no power failure survives. So they
+// are renamed into place without fsync, and carry the boot id: a record of
+// another boot is history.
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// Version of the envelope. A higher one on disk is from a newer release.
+const Version = 1
+
+type envelope struct {
+	Version int             `json:"version"`
+	Boot    string          `json:"boot"`
+	Data    json.RawMessage `json:"data"`
+}
+
+// Boot is the kernel's id of this boot (random_boot_id(4)).
+var Boot = sync.OnceValue(func() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b))
+})
+
+// Write replaces the record at path with v.
+func Write(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", path, err)
+	}
+	b, err := json.Marshal(envelope{Version: Version, Boot: Boot(), Data: data})
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", path, err)
+	}
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("write record: %w", err), os.Remove(tmp))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return nil
+}
+
+// Read fills v from the record at path and says whether it was written during
+// this boot. A missing record is errdefs.ErrNotFound, a broken one
+// errdefs.ErrDataLoss, one of a newer release errdefs.ErrFailedPrecondition.
+func Read(path string, v any) (sameBoot bool, err error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("read record %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read record: %w", err)
+	}
+	var e envelope
+	if err := json.Unmarshal(b, &e); err != nil {
+		return false, fmt.Errorf("record %s is damaged (%w): move it away to give its sandbox up: %w", path, err, errdefs.ErrDataLoss)
+	}
+	if e.Version > Version {
+		return false, fmt.Errorf("record %s has version %d, this release knows up to %d: start the newer release again: %w",
+			path, e.Version, Version, errdefs.ErrFailedPrecondition)
+	}
+	if err := json.Unmarshal(e.Data, v); err != nil {
+		return false, fmt.Errorf("record %s is damaged (%w): move it away to give its sandbox up: %w", path, err, errdefs.ErrDataLoss)
+	}
+	return e.Boot == Boot(), nil
+}
