@@ -111,7 +111,8 @@ func TestAllBytesArriveInOrder(t *testing.T) {
 			wait(t, p.Stream)
 			kept, _ := p.retained(t)
 			if len(kept) < min(len(want), Keep*3/4) || !bytes.HasSuffix(want, []byte(kept)) {
-				t.Fatalf("kept %d bytes, which are not the newest", len(kept))
+				at := bytes.Index(want, []byte(kept[:min(64, len(kept))]))
+				t.Fatalf("kept %d bytes, which are not the newest: found at %d of %d", len(kept), at, len(want))
 			}
 		})
 	}

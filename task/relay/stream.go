@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 
@@ -113,7 +114,7 @@ func (s *Stream) pump() {
 			if errors.Is(err, unix.EAGAIN) {
 				return // sink is full: its reader wakes us
 			}
-			if err != nil || n == 0 {
+			if err != nil {
 				s.finish()
 				return
 			}
@@ -122,39 +123,41 @@ func (s *Stream) pump() {
 		}
 		n, err := unix.Tee(s.source, s.keptW, chunk, unix.SPLICE_F_NONBLOCK)
 		switch {
+		case err == nil && n > 0:
+			s.ahead = int(n)
+			continue
+		case errors.Is(err, unix.EAGAIN) && !ready(s.keptW, unix.POLLOUT):
+			err = s.makeRoom()
 		case errors.Is(err, unix.EAGAIN):
-			if !s.readable() {
+			if !ready(s.source, unix.POLLIN) {
 				return // the next write, or the end, wakes us
 			}
-			err = s.makeRoom()
-		case err == nil && n == 0:
-			err = unix.EPIPE // the last writer is gone
+			err = nil // written just now
+		default:
+			err = errors.Join(err, io.EOF) // the last writer is gone
 		}
 		if err != nil {
 			s.finish()
 			return
 		}
-		s.ahead = int(n)
 	}
 }
 
-// readable says whether source has bytes or has ended. tee alone cannot tell:
-// it answers EAGAIN for an ended source too while the other pipe is full.
-func (s *Stream) readable() bool {
-	poll := []unix.PollFd{{Fd: int32(s.source), Events: unix.POLLIN}}
-	n, err := unix.Poll(poll, 0)
+// ready says whether a descriptor has one of the events, or has ended.
+func ready(fd int, events int16) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 0)
 	return n > 0 && err == nil
 }
 
 // makeRoom forgets the oldest of what was kept. The pipe is full either of
 // bytes or, after many small writes, of nearly empty pages.
 func (s *Stream) makeRoom() error {
-	s.forgot = true
 	fill, err := unix.IoctlGetInt(s.keptR, fionread)
 	if err != nil {
 		return err
 	}
 	if fill > Keep {
+		s.forgot = true
 		_, err := unix.Splice(s.keptR, nil, s.null, nil, fill-Keep, unix.SPLICE_F_NONBLOCK)
 		return err
 	}
@@ -162,7 +165,7 @@ func (s *Stream) makeRoom() error {
 	if err != nil {
 		return err
 	}
-	return s.put(all[len(all)/4:]) // writing merges the pages
+	return s.put(all) // writing fills pages
 }
 
 // Retained returns the newest output that has left the FIFO, oldest first: all
