@@ -296,6 +296,156 @@ func (*EventsRequest) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{4}
 }
 
+type RetainedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetainedRequest) Reset() {
+	*x = RetainedRequest{}
+	mi := &file_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetainedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetainedRequest) ProtoMessage() {}
+
+func (x *RetainedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetainedRequest.ProtoReflect.Descriptor instead.
+func (*RetainedRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RetainedRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+type RetainedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stdout        *Output                `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        *Output                `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetainedResponse) Reset() {
+	*x = RetainedResponse{}
+	mi := &file_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetainedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetainedResponse) ProtoMessage() {}
+
+func (x *RetainedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetainedResponse.ProtoReflect.Descriptor instead.
+func (*RetainedResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RetainedResponse) GetStdout() *Output {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *RetainedResponse) GetStderr() *Output {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
+// Output is the newest of what left a stream's FIFO, oldest first.
+type Output struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// data is all that the stream ever carried.
+	Complete      bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Output) Reset() {
+	*x = Output{}
+	mi := &file_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Output) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Output) ProtoMessage() {}
+
+func (x *Output) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Output.ProtoReflect.Descriptor instead.
+func (*Output) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Output) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Output) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
 // Process is a container's first process (exec_id empty) or an exec.
 type Process struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -316,7 +466,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +478,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +491,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Process) GetNamespace() string {
@@ -427,7 +577,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +589,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +602,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -491,7 +641,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +653,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +666,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Event) GetNamespace() string {
@@ -585,7 +735,7 @@ type ProcessExit struct {
 
 func (x *ProcessExit) Reset() {
 	*x = ProcessExit{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +747,7 @@ func (x *ProcessExit) String() string {
 func (*ProcessExit) ProtoMessage() {}
 
 func (x *ProcessExit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +760,7 @@ func (x *ProcessExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessExit.ProtoReflect.Descriptor instead.
 func (*ProcessExit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProcessExit) GetExecId() string {
@@ -643,7 +793,7 @@ type OutOfMemory struct {
 
 func (x *OutOfMemory) Reset() {
 	*x = OutOfMemory{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +805,7 @@ func (x *OutOfMemory) String() string {
 func (*OutOfMemory) ProtoMessage() {}
 
 func (x *OutOfMemory) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +818,7 @@ func (x *OutOfMemory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutOfMemory.ProtoReflect.Descriptor instead.
 func (*OutOfMemory) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 var File_agent_proto protoreflect.FileDescriptor
@@ -684,7 +834,15 @@ const file_agent_proto_rawDesc = "" +
 	"\vListRequest\"F\n" +
 	"\fListResponse\x126\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x18.kuasar.agent.v1.ProcessR\tprocesses\"\x0f\n" +
-	"\rEventsRequest\"\xb3\x02\n" +
+	"\rEventsRequest\"4\n" +
+	"\x0fRetainedRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"t\n" +
+	"\x10RetainedResponse\x12/\n" +
+	"\x06stdout\x18\x01 \x01(\v2\x17.kuasar.agent.v1.OutputR\x06stdout\x12/\n" +
+	"\x06stderr\x18\x02 \x01(\v2\x17.kuasar.agent.v1.OutputR\x06stderr\"8\n" +
+	"\x06Output\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\xb3\x02\n" +
 	"\aProcess\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -717,11 +875,12 @@ const file_agent_proto_rawDesc = "" +
 	"\x0eSTATUS_CREATED\x10\x01\x12\x12\n" +
 	"\x0eSTATUS_RUNNING\x10\x02\x12\x11\n" +
 	"\rSTATUS_PAUSED\x10\x03\x12\x12\n" +
-	"\x0eSTATUS_STOPPED\x10\x042\xd5\x01\n" +
+	"\x0eSTATUS_STOPPED\x10\x042\xa6\x02\n" +
 	"\x05Agent\x12C\n" +
 	"\x04Info\x12\x1c.kuasar.agent.v1.InfoRequest\x1a\x1d.kuasar.agent.v1.InfoResponse\x12C\n" +
 	"\x04List\x12\x1c.kuasar.agent.v1.ListRequest\x1a\x1d.kuasar.agent.v1.ListResponse\x12B\n" +
-	"\x06Events\x12\x1e.kuasar.agent.v1.EventsRequest\x1a\x16.kuasar.agent.v1.Event0\x01B=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
+	"\x06Events\x12\x1e.kuasar.agent.v1.EventsRequest\x1a\x16.kuasar.agent.v1.Event0\x01\x12O\n" +
+	"\bRetained\x12 .kuasar.agent.v1.RetainedRequest\x1a!.kuasar.agent.v1.RetainedResponseB=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -736,7 +895,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_agent_proto_goTypes = []any{
 	(Status)(0),                   // 0: kuasar.agent.v1.Status
 	(*InfoRequest)(nil),           // 1: kuasar.agent.v1.InfoRequest
@@ -744,32 +903,39 @@ var file_agent_proto_goTypes = []any{
 	(*ListRequest)(nil),           // 3: kuasar.agent.v1.ListRequest
 	(*ListResponse)(nil),          // 4: kuasar.agent.v1.ListResponse
 	(*EventsRequest)(nil),         // 5: kuasar.agent.v1.EventsRequest
-	(*Process)(nil),               // 6: kuasar.agent.v1.Process
-	(*Exit)(nil),                  // 7: kuasar.agent.v1.Exit
-	(*Event)(nil),                 // 8: kuasar.agent.v1.Event
-	(*ProcessExit)(nil),           // 9: kuasar.agent.v1.ProcessExit
-	(*OutOfMemory)(nil),           // 10: kuasar.agent.v1.OutOfMemory
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*RetainedRequest)(nil),       // 6: kuasar.agent.v1.RetainedRequest
+	(*RetainedResponse)(nil),      // 7: kuasar.agent.v1.RetainedResponse
+	(*Output)(nil),                // 8: kuasar.agent.v1.Output
+	(*Process)(nil),               // 9: kuasar.agent.v1.Process
+	(*Exit)(nil),                  // 10: kuasar.agent.v1.Exit
+	(*Event)(nil),                 // 11: kuasar.agent.v1.Event
+	(*ProcessExit)(nil),           // 12: kuasar.agent.v1.ProcessExit
+	(*OutOfMemory)(nil),           // 13: kuasar.agent.v1.OutOfMemory
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
-	6,  // 0: kuasar.agent.v1.ListResponse.processes:type_name -> kuasar.agent.v1.Process
-	0,  // 1: kuasar.agent.v1.Process.status:type_name -> kuasar.agent.v1.Status
-	7,  // 2: kuasar.agent.v1.Process.exit:type_name -> kuasar.agent.v1.Exit
-	11, // 3: kuasar.agent.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	9,  // 4: kuasar.agent.v1.Event.exit:type_name -> kuasar.agent.v1.ProcessExit
-	10, // 5: kuasar.agent.v1.Event.oom:type_name -> kuasar.agent.v1.OutOfMemory
-	7,  // 6: kuasar.agent.v1.ProcessExit.exit:type_name -> kuasar.agent.v1.Exit
-	1,  // 7: kuasar.agent.v1.Agent.Info:input_type -> kuasar.agent.v1.InfoRequest
-	3,  // 8: kuasar.agent.v1.Agent.List:input_type -> kuasar.agent.v1.ListRequest
-	5,  // 9: kuasar.agent.v1.Agent.Events:input_type -> kuasar.agent.v1.EventsRequest
-	2,  // 10: kuasar.agent.v1.Agent.Info:output_type -> kuasar.agent.v1.InfoResponse
-	4,  // 11: kuasar.agent.v1.Agent.List:output_type -> kuasar.agent.v1.ListResponse
-	8,  // 12: kuasar.agent.v1.Agent.Events:output_type -> kuasar.agent.v1.Event
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	9,  // 0: kuasar.agent.v1.ListResponse.processes:type_name -> kuasar.agent.v1.Process
+	8,  // 1: kuasar.agent.v1.RetainedResponse.stdout:type_name -> kuasar.agent.v1.Output
+	8,  // 2: kuasar.agent.v1.RetainedResponse.stderr:type_name -> kuasar.agent.v1.Output
+	0,  // 3: kuasar.agent.v1.Process.status:type_name -> kuasar.agent.v1.Status
+	10, // 4: kuasar.agent.v1.Process.exit:type_name -> kuasar.agent.v1.Exit
+	14, // 5: kuasar.agent.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	12, // 6: kuasar.agent.v1.Event.exit:type_name -> kuasar.agent.v1.ProcessExit
+	13, // 7: kuasar.agent.v1.Event.oom:type_name -> kuasar.agent.v1.OutOfMemory
+	10, // 8: kuasar.agent.v1.ProcessExit.exit:type_name -> kuasar.agent.v1.Exit
+	1,  // 9: kuasar.agent.v1.Agent.Info:input_type -> kuasar.agent.v1.InfoRequest
+	3,  // 10: kuasar.agent.v1.Agent.List:input_type -> kuasar.agent.v1.ListRequest
+	5,  // 11: kuasar.agent.v1.Agent.Events:input_type -> kuasar.agent.v1.EventsRequest
+	6,  // 12: kuasar.agent.v1.Agent.Retained:input_type -> kuasar.agent.v1.RetainedRequest
+	2,  // 13: kuasar.agent.v1.Agent.Info:output_type -> kuasar.agent.v1.InfoResponse
+	4,  // 14: kuasar.agent.v1.Agent.List:output_type -> kuasar.agent.v1.ListResponse
+	11, // 15: kuasar.agent.v1.Agent.Events:output_type -> kuasar.agent.v1.Event
+	7,  // 16: kuasar.agent.v1.Agent.Retained:output_type -> kuasar.agent.v1.RetainedResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -777,7 +943,7 @@ func file_agent_proto_init() {
 	if File_agent_proto != nil {
 		return
 	}
-	file_agent_proto_msgTypes[7].OneofWrappers = []any{
+	file_agent_proto_msgTypes[10].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -787,7 +953,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -11,6 +11,7 @@ type AgentService interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Events(context.Context, *EventsRequest, Agent_EventsServer) error
+	Retained(context.Context, *RetainedRequest) (*RetainedResponse, error)
 }
 
 type Agent_EventsServer interface {
@@ -43,6 +44,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.List(ctx, &req)
 			},
+			"Retained": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req RetainedRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Retained(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"Events": {
@@ -64,6 +72,7 @@ type AgentClient interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Events(context.Context, *EventsRequest) (Agent_EventsClient, error)
+	Retained(context.Context, *RetainedRequest) (*RetainedResponse, error)
 }
 
 type agentClient struct {
@@ -119,4 +128,12 @@ func (x *agentEventsClient) Recv() (*Event, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+func (c *agentClient) Retained(ctx context.Context, req *RetainedRequest) (*RetainedResponse, error) {
+	var resp RetainedResponse
+	if err := c.client.Call(ctx, "kuasar.agent.v1.Agent", "Retained", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
 }

@@ -1,0 +1,174 @@
+// Package crilog completes a container's CRI log after the daemon died.
+//
+// The CRI plugin reads a container's output into memory and writes whole
+// lines, so a killed daemon takes some output with it. The container's agent
+// still has the newest output of each stream (see task/relay). What of it is
+// not in the log is appended, before the CRI plugin goes on with the rest.
+package crilog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+const (
+	// tail is how much of a log is read back. One line of output becomes one
+	// entry with some 45 bytes around it: this covers the output that a relay
+	// keeps unless nearly all its lines are shorter than 8 bytes, and then it
+	// still covers what can be missing.
+	tail = 1 << 20
+
+	// maxLine is where entries are split: max_container_log_line_size's default.
+	maxLine = 16 << 10
+
+	partial, full = "P", "F"
+)
+
+// Retained is the newest output of one stream that has left its FIFO.
+type Retained struct {
+	Stream   string // "stdout" or "stderr"
+	Data     []byte // oldest first
+	Complete bool   // Data is all that the stream ever carried
+}
+
+// Complete appends to the log at path what it lacks of the streams, and returns
+// how many bytes of output that were. A log that does not exist is left alone:
+// its owner removed it. Nobody else may write to it meanwhile.
+func Complete(path string, streams ...Retained) (int, error) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("complete log: %w", err)
+	}
+	defer file.Close()
+	entries, whole, err := read(path)
+	if err != nil {
+		return 0, fmt.Errorf("complete log %s: %w", path, err)
+	}
+	var lost int
+	var b bytes.Buffer
+	if !bytes.HasSuffix(entries, []byte("\n")) && len(entries) > 0 {
+		b.WriteByte('\n') // the daemon died within an entry
+	}
+	for _, s := range streams {
+		missing := missing(content(entries, s.Stream), whole, s.Data, s.Complete)
+		lost += len(missing)
+		format(&b, s.Stream, missing, time.Now())
+	}
+	if lost == 0 {
+		return 0, nil
+	}
+	if _, err := file.Write(b.Bytes()); err != nil {
+		return 0, fmt.Errorf("complete log: %w", err)
+	}
+	return lost, nil
+}
+
+// read returns the end of the log, with its rotated predecessors before it, and
+// whether that is all of it.
+func read(path string) (entries []byte, whole bool, err error) {
+	rotated, err := filepath.Glob(path + ".*") // kubelet appends ".20060102-150405"
+	if err != nil {
+		return nil, false, err
+	}
+	slices.Sort(rotated)
+	files := append(slices.DeleteFunc(rotated, func(p string) bool { return filepath.Ext(p) == ".gz" || filepath.Ext(p) == ".tmp" }), path)
+	whole = len(rotated) == 0
+	for _, file := range slices.Backward(files) {
+		if len(entries) >= tail {
+			break
+		}
+		b, all, err := readEnd(file, tail-len(entries))
+		if err != nil {
+			return nil, false, err
+		}
+		entries = append(b, entries...)
+		whole = whole && all
+	}
+	return entries, whole, nil
+}
+
+func readEnd(path string, n int) (b []byte, all bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, false, err
+	}
+	start := max(info.Size()-int64(n), 0)
+	b, err = io.ReadAll(io.NewSectionReader(f, start, int64(n)))
+	return b, start == 0, err
+}
+
+// content extracts the output of one stream from log entries. The first one may
+// be cut: it is dropped unless it is whole by its looks.
+func content(entries []byte, stream string) []byte {
+	var out []byte
+	for line := range bytes.Lines(entries) {
+		fields := bytes.SplitN(line, []byte(" "), 4) // time, stream, tag, text
+		if len(fields) < 4 || string(fields[1]) != stream || !bytes.HasSuffix(line, []byte("\n")) {
+			continue
+		}
+		switch text := fields[3]; string(fields[2]) {
+		case full:
+			out = append(out, text...)
+		case partial:
+			out = append(out, text[:len(text)-1]...)
+		}
+	}
+	return out
+}
+
+// missing returns the end of retained that is not in logged. Both are ends of
+// the same output; whole and complete say that they are all of it. If both are,
+// the answer is exact. Otherwise it is the shortest end that makes the two
+// agree, which is exact unless the output repeats itself.
+func missing(logged []byte, whole bool, retained []byte, complete bool) []byte {
+	retained = bytes.ReplaceAll(retained, []byte("\r\n"), []byte("\n")) // as the CRI plugin does
+	if whole && complete {
+		if rest, found := bytes.CutPrefix(retained, logged); found {
+			return rest
+		}
+		return nil
+	}
+	for n := range len(retained) {
+		seen := retained[:len(retained)-n]
+		if bytes.HasSuffix(seen, logged) || bytes.HasSuffix(logged, seen) {
+			return retained[len(seen):]
+		}
+	}
+	return nil
+}
+
+// format writes output as entries. An unfinished line becomes a partial entry,
+// which the container's further output completes.
+func format(b *bytes.Buffer, stream string, output []byte, now time.Time) {
+	for line := range bytes.Lines(output) {
+		line, ended := bytes.CutSuffix(line, []byte("\n"))
+		for len(line) > maxLine {
+			entry(b, now, stream, partial, line[:maxLine])
+			line = line[maxLine:]
+		}
+		if ended {
+			entry(b, now, stream, full, line)
+		} else {
+			entry(b, now, stream, partial, line)
+		}
+	}
+}
+
+func entry(b *bytes.Buffer, now time.Time, stream, tag string, text []byte) {
+	b.WriteString(now.Format(time.RFC3339Nano))
+	fmt.Fprintf(b, " %s %s %s\n", stream, tag, text)
+}
