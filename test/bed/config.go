@@ -1,0 +1,138 @@
+package bed
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"text/template"
+
+	"github.com/containerd-kuasar/containerd-kuasar/test/images"
+)
+
+// bridge is the pod network's.
+const bridge = "bed0"
+
+// pluginDir is where Debian's containernetworking-plugins are.
+const pluginDir = "/usr/lib/cni"
+
+// configuration is containerd's. Everything that has a path has one below
+// Dir; what is not named here is as it comes.
+var configuration = template.Must(template.New("config.toml").Parse(`version = 4
+root = '{{.Dir}}/r'
+state = '{{.Dir}}/s'
+temp = '{{.Dir}}/t'
+imports = []
+
+[debug]
+  level = 'debug'
+
+[plugins.'io.containerd.server.v1.grpc']
+  address = '{{.Dir}}/sock'
+
+[plugins.'io.containerd.server.v1.ttrpc']
+  address = '{{.Dir}}/sock.ttrpc'
+
+[plugins.'io.containerd.shim.v1.manager']
+  socket_dir = '{{.Dir}}/shim'
+
+[plugins.'io.containerd.internal.v1.opt']
+  path = '{{.Dir}}/opt'
+
+[plugins.'io.containerd.nri.v1.nri']
+  socket_path = '{{.Dir}}/nri.sock'
+  plugin_path = '{{.Dir}}/nri'
+  plugin_config_path = '{{.Dir}}/nri'
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = 'overlayfs'
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = '{{.Pause}}'
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = '{{.Dir}}/hosts'
+
+[plugins.'io.containerd.transfer.v1.local']
+  config_path = '{{.Dir}}/hosts'
+
+[plugins.'io.containerd.cri.v1.runtime']
+  # Pods ask for scores that a test under a raised score may not give.
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  cdi_spec_dirs = ['{{.Dir}}/cdi']
+
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ['{{.Plugins}}']
+    conf_dir = '{{.Dir}}/cni'
+
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = 'runc'
+
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+      runtime_type = 'io.containerd.runc.v2'
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+        BinaryName = 'runc'
+        Root = '{{.Dir}}/s/runc'
+
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-runc]
+      runtime_type = 'io.containerd.kuasar.v1'
+      sandboxer = 'runc'
+      disable_pause_image_pull = true
+
+{{.Extra}}
+`))
+
+// network is a bridge with masquerading and host ports, as most clusters
+// have. Its addresses are the bed's alone: so is the network namespace.
+const network = `{
+  "cniVersion": "1.0.0",
+  "name": "bed",
+  "plugins": [
+    {
+      "type": "bridge",
+      "bridge": "bed0",
+      "isGateway": true,
+      "ipMasq": true,
+      "hairpinMode": true,
+      "ipam": {
+        "type": "host-local",
+        "dataDir": "%s/ipam",
+        "ranges": [[{"subnet": "10.88.0.0/16"}]],
+        "routes": [{"dst": "0.0.0.0/0"}]
+      }
+    },
+    {"type": "portmap", "capabilities": {"portMappings": true}}
+  ]
+}
+`
+
+// mirror sends every pull of every registry to ours, and to no other.
+const mirror = `server = "%[1]s"
+
+[host."%[1]s"]
+  capabilities = ["pull", "resolve"]
+`
+
+func (b *Bed) configure() error {
+	var config bytes.Buffer
+	err := configuration.Execute(&config, map[string]string{
+		"Dir": b.Dir, "Plugins": pluginDir, "Pause": images.Pause, "Extra": b.options.Config,
+	})
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	for name, content := range map[string]string{
+		"config.toml":               config.String(),
+		"cni/10-bed.conflist":       fmt.Sprintf(network, b.Dir),
+		"hosts/_default/hosts.toml": fmt.Sprintf(mirror, b.Registry.URL()),
+		"crictl.yaml":               fmt.Sprintf("runtime-endpoint: unix://%s\ntimeout: 60\n", b.Socket()),
+	} {
+		path := filepath.Join(b.Dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package bed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// leakTimeout is how long processes may take to end after the call that
+// removed their pod has returned: a shim ends after it has answered.
+const leakTimeout = 5 * time.Second
+
+// Leaks lists what is left of pods once all are removed: processes, mounts,
+// network namespaces, links, addresses, cgroups and files. The daemon and the
+// node's worker are no leaks. It is meaningful only in an isolated process.
+func (b *Bed) Leaks(ctx context.Context) ([]string, error) {
+	processes, err := b.leakedProcesses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	leaks := processes
+	for _, look := range []func() ([]string, error){b.leakedMounts, b.leakedLinks, b.leakedGroups, b.leakedFiles} {
+		found, err := look()
+		if err != nil {
+			return nil, fmt.Errorf("look for leaks: %w", err)
+		}
+		leaks = append(leaks, found...)
+	}
+	return leaks, nil
+}
+
+func (b *Bed) leakedProcesses(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, leakTimeout)
+	defer cancel()
+	all, err := Processes()
+	if err != nil {
+		return nil, err
+	}
+	var leaks []string
+	for _, p := range all {
+		if p.Pid == 1 || p.Pid == os.Getpid() || p.Parent == os.Getpid() || p.isWorker() {
+			continue
+		}
+		if err := AwaitExit(ctx, p.Pid); err != nil {
+			leaks = append(leaks, "process "+p.String())
+		}
+	}
+	return leaks, nil
+}
+
+// standing are the mounts below the bed's directory that live as long as the
+// daemon does.
+var standing = []string{}
+
+func (b *Bed) leakedMounts() ([]string, error) {
+	points, err := b.mounts()
+	if err != nil {
+		return nil, err
+	}
+	var leaks []string
+	for _, point := range points {
+		if !slices.Contains(standing, strings.TrimPrefix(point, b.Dir)) {
+			leaks = append(leaks, "mount "+point)
+		}
+	}
+	return leaks, nil
+}
+
+// mounts lists the mount points below the bed's directory, the last first.
+func (b *Bed) mounts() ([]string, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], b.Dir+"/") {
+			points = append(points, fields[4])
+		}
+	}
+	slices.Reverse(points)
+	return points, nil
+}
+
+func (b *Bed) leakedLinks() ([]string, error) {
+	links, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var leaks []string
+	for _, link := range links {
+		if link.Name != "lo" && link.Name != bridge {
+			leaks = append(leaks, "link "+link.Name)
+		}
+	}
+	return leaks, nil
+}
+
+// workerGroup is the last element of the worker's cgroup.
+const workerGroup = "kuasar"
+
+func (b *Bed) leakedGroups() ([]string, error) {
+	all, err := groups()
+	if err != nil {
+		return nil, err
+	}
+	var leaks []string
+	for _, group := range all {
+		// The namespace's own group stays, empty, as with the stock runtime.
+		if name := strings.SplitN(strings.TrimPrefix(group, groupRoot+"/"), "/", 3); name[len(name)-1] == Namespace {
+			continue
+		}
+		leaks = append(leaks, "cgroup "+group)
+	}
+	return leaks, nil
+}
+
+// groups lists the cgroups that exist below this namespace's root, in all
+// hierarchies.
+func groups() ([]string, error) {
+	all, err := hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	var groups []string
+	for _, h := range all {
+		err := eachGroup(h.path, func(dir string) error {
+			if dir != h.path && dir != filepath.Join(h.path, "init") {
+				groups = append(groups, dir)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return groups, nil
+}
+
+// homes are directories that hold one entry per pod or container.
+var homes = []string{
+	"s/io.containerd.runtime.v2.task/k8s.io",
+	"r/io.containerd.runtime.v2.task/k8s.io",
+	"s/io.containerd.grpc.v1.cri/sandboxes",
+	"r/io.containerd.grpc.v1.cri/sandboxes",
+	"s/io.containerd.grpc.v1.cri/containers",
+	"r/io.containerd.grpc.v1.cri/containers",
+	"s/io.containerd.cri.v1.runtime/netns",
+	"s/netns",
+	"s/kuasar/runc",
+	"s/kuasar/tasks/k8s.io",
+	"s/kuasar/worker/containers",
+	"shim/s",
+	"ipam/bed",
+}
+
+func (b *Bed) leakedFiles() ([]string, error) {
+	var leaks []string
+	for _, home := range homes {
+		entries, err := os.ReadDir(filepath.Join(b.Dir, home))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, entry := range entries {
+			if home == "ipam/bed" && (entry.Name() == "lock" || strings.HasPrefix(entry.Name(), "last_reserved_ip")) {
+				continue
+			}
+			leaks = append(leaks, "file "+filepath.Join(home, entry.Name()))
+		}
+	}
+	return leaks, nil
+}
+
+// sweep removes what is left of the bed by force, whoever should have done
+// so: processes that name its directory, mounts, and the bridge.
+func (b *Bed) sweep() error {
+	all, err := Processes()
+	errs := []error{err}
+	ctx, cancel := context.WithTimeout(context.Background(), leakTimeout)
+	defer cancel()
+	for _, p := range all {
+		if p.Pid == os.Getpid() || !strings.Contains(strings.Join(p.Args, " "), b.Dir) {
+			continue
+		}
+		if err := syscall.Kill(p.Pid, syscall.SIGKILL); err == nil {
+			errs = append(errs, AwaitExit(ctx, p.Pid))
+		}
+	}
+	points, err := b.mounts()
+	errs = append(errs, err)
+	for _, point := range points {
+		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
+		}
+	}
+	if link, err := netlink.LinkByName(bridge); err == nil {
+		errs = append(errs, netlink.LinkDel(link))
+	}
+	return errors.Join(errs...)
+}

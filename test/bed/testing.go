@@ -1,0 +1,74 @@
+package bed
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startTimeout bounds the daemon's start, a loaded machine included.
+const startTimeout = time.Minute
+
+// Require skips a test where a bed cannot be, and names what is missing.
+func Require(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	root, err := findRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, remedy := range map[string]string{
+		root + "/bin/containerd-kuasar": "make build",
+		root + "/build/images/web":      "make build",
+		"/bin/busybox":                  "hack/install",
+		"/usr/sbin/runc":                "hack/install",
+		pluginDir + "/bridge":           "hack/install",
+	} {
+		if _, err := os.Stat(path); err != nil {
+			t.Skipf("needs %s (%s)", path, remedy)
+		}
+	}
+}
+
+// Test makes a bed, starts its daemon and clears it at the end of the test,
+// which fails if its pods leak.
+func Test(t testing.TB, options Options) *Bed {
+	t.Helper()
+	Require(t)
+	b, err := New(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.finish(t) })
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	if err := b.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *Bed) finish(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if b.running() {
+		if err := b.removeAll(ctx); err != nil {
+			t.Error(err)
+		} else if leaks, err := b.Leaks(ctx); err != nil {
+			t.Error(err)
+		} else if len(leaks) > 0 {
+			t.Errorf("leaks:\n%s", strings.Join(leaks, "\n"))
+		}
+	}
+	if t.Failed() {
+		t.Logf("the end of the daemon's log:\n%s", tail(b.Log(0), 60))
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
