@@ -36,6 +36,8 @@ type Options struct {
 	Binary string
 	// Config is TOML that is added to the end of the configuration.
 	Config string
+	// Level is of the daemon's log; debug if it is empty.
+	Level string
 	// Environ is added to the daemon's environment, as "KEY=value".
 	Environ []string
 	// Log, if not nil, is called with every line the daemon logs.

@@ -25,7 +25,7 @@ temp = '{{.Dir}}/t'
 imports = []
 
 [debug]
-  level = 'debug'
+  level = '{{or .Level "debug"}}'
 
 [plugins.'io.containerd.server.v1.grpc']
   address = '{{.Dir}}/sock'
@@ -115,7 +115,7 @@ const mirror = `server = "%[1]s"
 func (b *Bed) configure() error {
 	var config bytes.Buffer
 	err := configuration.Execute(&config, map[string]string{
-		"Dir": b.Dir, "Plugins": pluginDir, "Pause": images.Pause, "Extra": b.options.Config,
+		"Dir": b.Dir, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
 	})
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
+)
+
+// benchStart: one pod with one container after the other, host network and
+// pod network.
+func benchStart(ctx context.Context, b *bench) error {
+	for _, network := range []struct {
+		name   string
+		host   bool
+		target float64
+	}{
+		{"start, host network", true, 0.4},
+		{"start, pod network", false, 0.6},
+	} {
+		samples, err := b.inTurn(func(handler string) (time.Duration, error) {
+			p, took, err := b.start(ctx, shape{handler: handler, hostNetwork: network.host})
+			if err != nil {
+				return 0, err
+			}
+			return took, b.remove(ctx, p)
+		})
+		if err != nil {
+			return err
+		}
+		b.report.durations(network.name, samples, network.target)
+	}
+	return nil
+}
+
+// inTurn takes b.n samples of each handler, one of each after the other.
+func (b *bench) inTurn(sample func(handler string) (time.Duration, error)) (map[string][]time.Duration, error) {
+	samples := map[string][]time.Duration{}
+	for i := range b.n {
+		for j := range handlers {
+			handler := handlers[(i+j)%len(handlers)] // neither is always first
+			took, err := sample(handler)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", handler, err)
+			}
+			samples[handler] = append(samples[handler], took)
+		}
+	}
+	return samples, nil
+}
+
+// parallel is how many pods start at once.
+const parallel = 20
+
+// benchParallel: many at once; a sample is one pod's time.
+func benchParallel(ctx context.Context, b *bench) error {
+	samples := map[string][]time.Duration{}
+	for range max(1, 2*b.n/parallel) {
+		for _, handler := range handlers {
+			pods, took, err := b.startAll(ctx, handler, parallel)
+			err = errors.Join(err, b.removeAll(ctx, pods))
+			if err != nil {
+				return fmt.Errorf("%s: %w", handler, err)
+			}
+			samples[handler] = append(samples[handler], took...)
+		}
+	}
+	b.report.durations(fmt.Sprintf("start, %d in parallel", parallel), samples, 0.6)
+	return nil
+}
+
+// startAll starts n pods at once. It returns those that it started, also on
+// error.
+func (b *bench) startAll(ctx context.Context, handler string, n int) ([]*pod, []time.Duration, error) {
+	pods, took := make([]*pod, n), make([]time.Duration, n)
+	var g errgroup.Group
+	for i := range n {
+		g.Go(func() (err error) {
+			pods[i], took[i], err = b.start(ctx, shape{handler: handler})
+			return err
+		})
+	}
+	err := g.Wait()
+	return pods, took, err
+}
+
+func (b *bench) removeAll(ctx context.Context, pods []*pod) error {
+	var g errgroup.Group
+	g.SetLimit(8)
+	for _, p := range pods {
+		if p != nil {
+			g.Go(func() error { return b.remove(ctx, p) })
+		}
+	}
+	return g.Wait()
+}
+
+// benchExec: ExecSync of a command that does nothing.
+func benchExec(ctx context.Context, b *bench) error {
+	pods := map[string]*pod{}
+	for _, handler := range handlers {
+		p, _, err := b.start(ctx, shape{handler: handler})
+		if err != nil {
+			return err
+		}
+		pods[handler] = p
+	}
+	samples, err := b.inTurn(func(handler string) (time.Duration, error) {
+		begin := time.Now()
+		r, err := b.Runtime.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: pods[handler].container, Cmd: []string{"true"}})
+		if err == nil && r.ExitCode != 0 {
+			err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
+		}
+		return time.Since(begin), err
+	})
+	if err != nil {
+		return err
+	}
+	b.report.durations("exec", samples, 0.5)
+	return nil
+}
+
+// dense is how many pods run while one more starts.
+const dense = 200
+
+// benchDense: does a start take longer on a full node? Ours against itself.
+func benchDense(ctx context.Context, b *bench) error {
+	one := func() (time.Duration, error) {
+		p, took, err := b.start(ctx, shape{handler: bed.Runc})
+		if err != nil {
+			return 0, err
+		}
+		return took, b.remove(ctx, p)
+	}
+	var empty, full []time.Duration
+	for range b.n {
+		took, err := one()
+		if err != nil {
+			return err
+		}
+		empty = append(empty, took)
+	}
+	for range dense / parallel {
+		if _, _, err := b.startAll(ctx, bed.Runc, parallel); err != nil {
+			return err
+		}
+	}
+	for range b.n {
+		took, err := one()
+		if err != nil {
+			return err
+		}
+		full = append(full, took)
+	}
+	b.report.compare(fmt.Sprintf("start beside %d pods against an empty node", dense), "ms",
+		milliseconds(full), milliseconds(empty), 1.2)
+	return nil
+}

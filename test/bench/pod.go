@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
+	"github.com/containerd-kuasar/containerd-kuasar/test/images"
+)
+
+var handlers = []string{bed.Runc, bed.Stock}
+
+// counter makes names of pods unique.
+var counter atomic.Int64
+
+// pod is one pod with one container.
+type pod struct {
+	id, container string
+	config        *runtime.PodSandboxConfig
+}
+
+// shape says what a pod is.
+type shape struct {
+	handler     string
+	hostNetwork bool
+	command     []string // sleeps for ever if nil
+}
+
+func (b *bench) config(s shape) *runtime.PodSandboxConfig {
+	n := counter.Add(1)
+	network := runtime.NamespaceMode_POD
+	if s.hostNetwork {
+		network = runtime.NamespaceMode_NODE
+	}
+	return &runtime.PodSandboxConfig{
+		Metadata:     &runtime.PodSandboxMetadata{Name: fmt.Sprintf("bench-%d", n), Uid: fmt.Sprint(n), Namespace: "bench"},
+		Hostname:     "bench",
+		LogDirectory: b.Dir,
+		Linux: &runtime.LinuxPodSandboxConfig{
+			CgroupParent: "/bench",
+			SecurityContext: &runtime.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtime.NamespaceOption{Network: network, Pid: runtime.NamespaceMode_CONTAINER},
+			},
+		},
+	}
+}
+
+// start runs a pod and its container and returns how long that took.
+func (b *bench) start(ctx context.Context, s shape) (*pod, time.Duration, error) {
+	p := &pod{config: b.config(s)}
+	command := s.command
+	if command == nil {
+		command = []string{"sleep", "1000000"}
+	}
+	begin := time.Now()
+	sandbox, err := b.Runtime.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: p.config, RuntimeHandler: s.handler})
+	if err != nil {
+		return nil, 0, err
+	}
+	p.id = sandbox.PodSandboxId
+	container, err := b.Runtime.CreateContainer(ctx, &runtime.CreateContainerRequest{
+		PodSandboxId:  p.id,
+		SandboxConfig: p.config,
+		Config: &runtime.ContainerConfig{
+			Metadata: &runtime.ContainerMetadata{Name: "c"},
+			Image:    &runtime.ImageSpec{Image: images.Busybox},
+			Command:  command,
+			LogPath:  p.config.Metadata.Name + ".log",
+			Linux: &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{
+				NamespaceOptions: p.config.Linux.SecurityContext.NamespaceOptions,
+			}},
+		},
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	p.container = container.ContainerId
+	_, err = b.Runtime.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: p.container})
+	return p, time.Since(begin), err
+}
+
+// remove kills the container and removes its pod.
+func (b *bench) remove(ctx context.Context, p *pod) error {
+	if _, err := b.Runtime.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: p.container}); err != nil {
+		return err
+	}
+	if _, err := b.Runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+		return err
+	}
+	_, err := b.Runtime.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: p.id})
+	return err
+}
+
+// warm pulls the image and starts one pod of each kind, so that what is done
+// once (the worker's start, the image's unpacking) is not measured.
+func (b *bench) warm(ctx context.Context) error {
+	if err := b.Pull(ctx, images.Busybox); err != nil {
+		return err
+	}
+	for _, handler := range handlers {
+		p, _, err := b.start(ctx, shape{handler: handler})
+		if err != nil {
+			return err
+		}
+		if err := b.remove(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
