@@ -1,70 +1,111 @@
 // Package pidfd names processes by file descriptors, which unlike their
-// numbers are never used again, and learns how they ended.
+// numbers never come to mean another process, and learns how they ended.
 //
-// An exit status is the parent's alone to collect. A process whose parent has
-// died is adopted by a stranger, so the status comes from the kernel's record
-// of the pidfd instead (PIDFD_GET_INFO, Linux 6.15), or from /proc as long as
-// the stranger has not collected it.
+// An exit status is the parent's to collect. A process whose parent died is
+// adopted by a stranger; its status then comes from what the kernel keeps with
+// the pidfd (PIDFD_GET_INFO, Linux 6.15), or from /proc for as long as the
+// stranger has not collected it.
 package pidfd
 
 import (
 	"errors"
+	"fmt"
 	"os"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
-var (
-	// ErrNoExitInfo means that this kernel does not tell strangers about
-	// exits: PIDFD_INFO_EXIT came with Linux 6.15.
-	ErrNoExitInfo = errors.New("the kernel cannot tell the exit status of another's child: Linux 6.15 or later can")
-
-	// ErrStillRunning means that the process lives, or waits as a zombie for
-	// its parent.
-	ErrStillRunning = errors.New("process has not been reaped")
-)
-
-// Open opens pid.
-func Open(pid int, start uint64) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
-
-// StartTime of pid.
-func StartTime(pid int) (uint64, error) { return 0, errdefs.ErrNotImplemented }
-
-// Signal sends sig.
-func Signal(f *os.File, sig unix.Signal) error { return errdefs.ErrNotImplemented }
-
-// Running says whether the process lives.
-func Running(f *os.File) (bool, error) { return false, errdefs.ErrNotImplemented }
-
-// ExitInfo asks the kernel.
-func ExitInfo(f *os.File) (unix.WaitStatus, error) { return 0, errdefs.ErrNotImplemented }
-
-// Exit says how a process ended.
-type Exit struct {
-	Status  uint32
-	At      time.Time
-	Unknown string
+// Open opens the process that has pid now, and refuses it if it did not start
+// at start, in the unit of StartTime: then the number was used again. 0 skips
+// the check. A process that is gone or another one is errdefs.ErrNotFound; one
+// that exited and was not reaped can be opened.
+func Open(pid int, start uint64) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, class(err))
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	if start == 0 {
+		return f, nil
+	}
+	if err := same(f, pid, start); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	return f, nil
 }
 
-// Reaper follows processes.
-type Reaper struct{}
+// same checks that f's process started at start. What /proc says is about f's
+// process if that was not reaped until afterwards.
+func same(f *os.File, pid int, start uint64) error {
+	s, err := readStat(pid)
+	if err != nil {
+		return err
+	}
+	if s.start != start {
+		return fmt.Errorf("it started at tick %d, the one sought at %d: %w", s.start, start, errdefs.ErrNotFound)
+	}
+	return Signal(f, 0)
+}
 
-// NewReaper starts one.
-func NewReaper() (*Reaper, error) { return &Reaper{}, nil }
+// StartTime is when pid started, in clock ticks since boot: field 22 of
+// proc_pid_stat(5). With the pid it names a process for the time of one boot.
+func StartTime(pid int) (uint64, error) {
+	s, err := readStat(pid)
+	if err != nil {
+		return 0, fmt.Errorf("start time of process %d: %w", pid, err)
+	}
+	return s.start, nil
+}
 
-// Follow calls done.
-func (r *Reaper) Follow(f *os.File, done func(Exit)) error { return errdefs.ErrNotImplemented }
+// Signal sends sig; 0 only checks. errdefs.ErrNotFound says that the process
+// was reaped. A zombie takes every signal and nothing happens.
+func Signal(f *os.File, sig unix.Signal) error {
+	return with(f, func(fd int) error {
+		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
+			return fmt.Errorf("send signal %d: %w", int(sig), class(err))
+		}
+		return nil
+	})
+}
 
-// Unfollow forgets f.
-func (r *Reaper) Unfollow(f *os.File) {}
+// Running is false once the process exited, reaped or not.
+func Running(f *os.File) (running bool, err error) {
+	err = with(f, func(fd int) error {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		for {
+			n, err := unix.Poll(fds, 0)
+			if err == unix.EINTR {
+				continue
+			}
+			if err == nil && n > 0 && fds[0].Revents&unix.POLLNVAL != 0 {
+				err = unix.EBADF
+			}
+			if err != nil {
+				return fmt.Errorf("poll process: %w", err)
+			}
+			running = n == 0
+			return nil
+		}
+	})
+	return running, err
+}
 
-// Sweep reaps orphans.
-func (r *Reaper) Sweep() error { return errdefs.ErrNotImplemented }
+// with keeps the descriptor from being closed, and its number from coming to
+// mean another one, while do uses it.
+func with(f *os.File, do func(fd int) error) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := conn.Control(func(fd uintptr) { err = do(int(fd)) })
+	return errors.Join(cerr, err)
+}
 
-// Begin guards children in the making.
-func (r *Reaper) Begin() (end func()) { return func() {} }
-
-// Close ends the reaper.
-func (r *Reaper) Close() error { return nil }
+func class(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	}
+	return err
+}
