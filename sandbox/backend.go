@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task"
@@ -131,6 +132,11 @@ type Container struct {
 	Spec   *specs.Spec
 	Rootfs []mount.Mount // in mounting order, templates resolved
 	IO     IO
+
+	// Options are the client's for this task, nil if it gave none. Those of
+	// the handler, which come here too if the client gave none, are in
+	// Spec.Options already: a backend passes over types it does not know.
+	Options *anypb.Any
 }
 
 // IO names a process's stdio as containerd gives it: paths of FIFOs, or URIs.
@@ -142,6 +148,9 @@ type IO struct {
 // Bundle is a prepared container as its agent sees it.
 type Bundle struct {
 	Path string // of the OCI bundle, in the agent's mount namespace
+
+	// Options go into the agent's CreateTaskRequest.
+	Options *anypb.Any
 }
 
 // Exit says how a sandbox ended.
