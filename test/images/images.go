@@ -5,6 +5,7 @@ package images
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,20 +35,20 @@ const (
 	cri = "gcr.io/k8s-staging-cri-tools/"
 )
 
-// Add builds all images into r. busybox is the path of a static busybox,
-// programs the directory with the built programs of this package (web, privs,
-// pause).
-func Add(r *registry.Registry, busybox, programs string) error {
+// Add builds all images into r. busybox is the path of a static busybox; dir
+// has the built programs of this package (web, privs, pause) and, in shell/,
+// the files of a shell that looks its commands up in PATH.
+func Add(r *registry.Registry, busybox, dir string) error {
 	b := builder{registry: r}
-	b.base = b.pack(b.busybox(busybox)...)
-	web := b.pack(b.program(programs, "web", "usr/sbin/nginx", 0o755), file{path: "usr/sbin/httpd", mode: 0o755, link: "usr/sbin/nginx"})
-	pause := b.pack(b.program(programs, "pause", "pause", 0o755))
+	b.base = b.pack(append(b.busybox(busybox), b.tree(filepath.Join(dir, "shell"))...)...)
+	web := b.pack(b.program(dir, "web", "usr/sbin/nginx", 0o755), file{path: "usr/sbin/httpd", mode: 0o755, link: "usr/sbin/nginx"})
+	pause := b.pack(b.program(dir, "pause", "pause", 0o755))
 
 	b.add(Busybox, command("sh"), b.base)
 	b.add(Web, command("/usr/sbin/nginx"), b.base, web)
 	b.add(e2e+"httpd:2.4.39-4", command("/usr/sbin/httpd"), b.base, web)
 	b.add(cri+"hostnet-nginx-amd64:latest", command("/usr/sbin/nginx", "-listen", ":12003"), b.base, web)
-	b.add(e2e+"nonewprivs:1.3", command("/privs"), b.pack(b.program(programs, "privs", "privs", 0o4755)))
+	b.add(e2e+"nonewprivs:1.3", command("/privs"), b.pack(b.program(dir, "privs", "privs", 0o4755)))
 	b.add(Pause, command("/pause"), pause)
 	for _, name := range []string{"registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"} {
 		b.add(name, labelled("critest", "pause", command("/pause")), pause)
@@ -133,9 +134,32 @@ func (b *builder) busybox(path string) []file {
 		{path: "etc/passwd", data: []byte(passwd)}, {path: "etc/group", data: []byte(group)},
 		{path: "bin/busybox", mode: 0o755, data: program},
 		{path: "bin/ipcs", mode: 0o755, data: []byte(ipcs)},
+		{path: "bin/pgrep", mode: 0o755, data: []byte(pgrep)},
 	}
 	for _, applet := range strings.Fields(applets) {
 		files = append(files, file{path: "bin/" + applet, mode: 0o755, link: "bin/busybox"})
+	}
+	return files
+}
+
+// tree is a directory with all below it, in the order of names.
+func (b *builder) tree(dir string) []file {
+	var files []file
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		name := strings.TrimPrefix(path, dir+"/")
+		if entry.IsDir() {
+			files = append(files, file{path: name + "/"})
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		files = append(files, file{path: name, mode: 0o755, data: data})
+		return err
+	})
+	if err != nil && b.err == nil {
+		b.err = fmt.Errorf("read the images' shell: %w (run hack/install)", err)
 	}
 	return files
 }
@@ -192,13 +216,24 @@ group-defined-in-image:x:50000:default-user
 nogroup:x:65534:
 `
 
-// ipcs shows what busybox has no applet for.
+// These are what Debian's busybox has no applet for.
 const ipcs = `#!/bin/sh
 exec cat /proc/sysvipc/shm
 `
 
-const applets = `sh ash cat chmod chown cp cut date dd df dmesg echo env expr false find
+const pgrep = `#!/bin/sh
+found=1
+for dir in /proc/[0-9]*; do
+	if [ "$(cat "$dir/comm" 2>/dev/null)" = "$1" ]; then
+		echo "${dir#/proc/}"
+		found=0
+	fi
+done
+exit $found
+`
+
+const applets = `cat chmod chown cp cut date dd df dmesg echo env expr false find
 free grep head hostname id ip ifconfig kill ln ls md5sum mkdir mknod mount mv nc netstat
-nslookup pgrep pidof ping printf ps pwd readlink rm rmdir route sed seq setsid sha256sum
+nslookup pidof ping printf ps pwd readlink rm rmdir route sed seq setsid sha256sum
 sleep sort stat stty sync tail tar tee test timeout top touch tr true tty umount uname
 unshare vi wc wget which whoami xargs yes brctl`

@@ -21,6 +21,9 @@ func programs(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
+	if err := os.MkdirAll(filepath.Join(dir, "shell/bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	return dir
 }
 

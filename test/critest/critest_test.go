@@ -1,0 +1,56 @@
+package critest
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
+)
+
+var (
+	handlers = flag.String("handlers", bed.Stock+","+bed.Runc, "handlers to run, the one to compare with first")
+	nodes    = flag.Int("nodes", 6, "cases that run at a time: most wait for most of their time")
+	update   = flag.Bool("update", false, "write docs/critest.md")
+)
+
+func TestMain(m *testing.M) { bed.Main(m) }
+
+// TestCritest holds that what the stock runtime passes here, ours passes.
+func TestCritest(t *testing.T) {
+	b := bed.Test(t, bed.Options{})
+	table := Table{Handlers: strings.Split(*handlers, ",")}
+	for _, handler := range table.Handlers {
+		start := time.Now()
+		results, err := Run(t.Context(), b, handler, *nodes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d cases in %s", handler, len(results), time.Since(start).Round(time.Second))
+		table.Results = append(table.Results, results)
+	}
+	var out strings.Builder
+	if err := table.Write(&out, excluded); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", out.String())
+	for _, difference := range table.Differences(excluded) {
+		t.Error(difference)
+	}
+	if *update && !t.Failed() {
+		if err := os.WriteFile(b.Path("docs/critest.md"), []byte(heading+out.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+const heading = `# critest
+
+The conformance suite of Kubernetes' container runtime interface, cri-tools
+v1.36.0, run against two handlers of one daemon: containerd's own runc shim
+and the runc sandboxer. ` + "`make critest-docs`" + ` runs it again and writes this
+file.
+
+`

@@ -1,0 +1,171 @@
+package critest
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Table is the results of several handlers side by side, the one that is
+// compared with first.
+type Table struct {
+	Handlers []string
+	Results  []Results // one per handler
+}
+
+// names are the cases of all handlers, sorted.
+func (t Table) names() []string {
+	names := make(map[string]bool)
+	for _, results := range t.Results {
+		for name := range results {
+			names[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// Differences lists what is not as it should be: a case fails although it is
+// not excluded, is skipped where the first handler passes, or passes although
+// it is excluded.
+func (t Table) Differences(excluded map[string]string) []string {
+	var all []string
+	for _, name := range t.names() {
+		_, known := excluded[name]
+		passed := 0
+		for i, results := range t.Results {
+			r := results[name]
+			switch {
+			case r.Passed():
+				passed++
+			case known, r.Skipped() && !t.Results[0][name].Passed():
+			default:
+				all = append(all, fmt.Sprintf("%s: %s: %s: %s", t.Handlers[i], cmp.Or(r.State, "absent"), name, firstLine(r.Message)))
+			}
+		}
+		if known && passed == len(t.Results) {
+			all = append(all, name+": excluded, but it passes")
+		}
+	}
+	for name := range excluded {
+		if !slices.Contains(t.names(), name) {
+			all = append(all, name+": excluded, but there is no such case")
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// groups counts the cases by the first words of their names.
+func (t Table) groups() map[string][]string {
+	groups := make(map[string][]string)
+	for _, name := range t.names() {
+		group := "Others"
+		for _, g := range groupNames {
+			if strings.HasPrefix(name, g) {
+				group = g
+				break
+			}
+		}
+		groups[group] = append(groups[group], name)
+	}
+	return groups
+}
+
+// groupNames are critest's, the longest first where one begins another.
+var groupNames = []string{
+	"AppArmor", "Container Mount Propagation", "Container Mount Readonly", "Container OOM", "Container", "Idempotence",
+	"Image Consistency", "Image Identifier Consistency", "Image Manager", "Multiple Containers", "Networking",
+	"PodSandbox", "Runtime info", "SELinux", "Security Context", "Streaming",
+}
+
+// Write writes the table as markdown.
+func (t Table) Write(w io.Writer, excluded map[string]string) error {
+	p := &printer{w: w}
+	p.line("| | " + strings.Join(t.Handlers, " | ") + " |")
+	p.line("|---|" + strings.Repeat("---|", len(t.Handlers)))
+	groups := t.groups()
+	for _, group := range slices.Sorted(maps.Keys(groups)) {
+		t.row(p, group, groups[group])
+	}
+	t.row(p, "**all**", t.names())
+	t.causes(p, excluded)
+	return p.err
+}
+
+// row counts the named cases of every handler.
+func (t Table) row(p *printer, title string, names []string) {
+	line := "| " + title + " |"
+	for _, results := range t.Results {
+		var passed, failed, skipped int
+		for _, name := range names {
+			switch r := results[name]; {
+			case r.Passed():
+				passed++
+			case r.Skipped():
+				skipped++
+			default:
+				failed++
+			}
+		}
+		line += fmt.Sprintf(" %d passed", passed)
+		if failed > 0 {
+			line += fmt.Sprintf(", **%d failed**", failed)
+		}
+		if skipped > 0 {
+			line += fmt.Sprintf(", %d skipped", skipped)
+		}
+		line += " |"
+	}
+	p.line(line)
+}
+
+// causes names every case that did not pass, and why.
+func (t Table) causes(p *printer, excluded map[string]string) {
+	causes := make(map[string][]string)
+	for i, results := range t.Results {
+		for _, name := range t.names() {
+			if r := results[name]; !r.Passed() {
+				cause := fmt.Sprintf("%s, %s: %s", t.Handlers[i], cmp.Or(r.State, "absent"), cmp.Or(excluded[name], firstLine(r.Message)))
+				causes[cause] = append(causes[cause], name)
+			}
+		}
+	}
+	for _, cause := range slices.Sorted(maps.Keys(causes)) {
+		p.line("")
+		p.line(cause)
+		p.line("")
+		for _, name := range causes[cause] {
+			p.line("- " + name)
+		}
+	}
+}
+
+// Time is what a handler's cases took in sum.
+func (r Results) Time() time.Duration {
+	var sum time.Duration
+	for _, result := range r {
+		sum += result.Time
+	}
+	return sum
+}
+
+func firstLine(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	return line
+}
+
+// printer keeps the first error.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) line(text string) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintln(p.w, text)
+	}
+}
