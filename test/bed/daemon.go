@@ -119,6 +119,9 @@ func awaitReady(conn *net.UnixConn) error {
 	}
 }
 
+// SetEnviron replaces what Options.Environ adds, from the next start on.
+func (b *Bed) SetEnviron(environ ...string) { b.options.Environ = environ }
+
 // Pid is the running daemon's, or the last one's.
 func (b *Bed) Pid() int {
 	if d := b.current(); d != nil {
