@@ -1,0 +1,83 @@
+# make demo    everything from nothing to pods of every sandboxer, in a table
+# make test    all that the CI runs
+# make help    the rest
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+
+GO ?= go
+# What the module pins is what there is to build with.
+export GOFLAGS := -mod=readonly -buildvcs=false $(GOFLAGS)
+
+CONTAINERD := github.com/containerd/containerd/v2
+REVISION := $(shell git describe --always --tags --dirty 2>/dev/null || echo unknown)
+VERSION := $(shell sed -n 's|^.*$(CONTAINERD) \(v[^ ]*\).*|\1|p' go.mod)+kuasar.$(REVISION)
+LDFLAGS := -s -w \
+	-X $(CONTAINERD)/version.Package=github.com/containerd-kuasar/containerd-kuasar \
+	-X $(CONTAINERD)/version.Version=$(VERSION) \
+	-X $(CONTAINERD)/version.Revision=$(REVISION)
+
+# Packages whose tests start the daemon.
+INTEGRATION := ./test/bed/... ./test/e2e/... ./test/critest/...
+
+.PHONY: help
+help: ## show the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
+
+.PHONY: install
+install: ## install the packages that building and testing need
+	@hack/install
+
+.PHONY: build
+build: ## build bin/: the daemon, the agent, and the stock shim and ctr
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-kuasar ./cmd/containerd-kuasar
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags "-static"' -o bin/kuasar-task ./cmd/kuasar-task
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-runc-v2 $(CONTAINERD)/cmd/containerd-shim-runc-v2
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctr $(CONTAINERD)/cmd/ctr
+
+.PHONY: bed
+bed: build ## build build/: what the tests run beside bin/
+	@hack/cri-tools
+	@mkdir -p build/images
+	@$(GO) build -trimpath -o build/containerd $(CONTAINERD)/cmd/containerd
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o build/images/ ./test/images/web ./test/images/privs
+	@gcc -static -Os -s -o build/images/pause test/images/pause/pause.c
+
+.PHONY: lint
+lint: ## check formatting, vet, and the rules of .golangci.yml that need no golangci-lint
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
+		if [ -n "$$unformatted" ]; then echo "gofmt -w $$unformatted"; exit 1; fi
+	@$(GO) vet ./...
+	@$(GO) test -count=1 ./test/layout
+
+.PHONY: unit
+unit: ## run the tests beside the code with the race detector
+	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /test/bed -e /test/e2e -e /test/critest -e /test/bench)
+
+.PHONY: integration
+integration: bed ## run the real daemon with real pods, and critest
+	@$(GO) test -count=1 -p 1 -timeout 30m $(INTEGRATION)
+
+.PHONY: test
+test: install bed lint unit integration ## all that the CI runs
+
+.PHONY: critest-docs
+critest-docs: bed ## write docs/critest.md
+	@$(GO) test -count=1 -timeout 20m ./test/critest -update
+
+.PHONY: demo
+demo: install bed ## run pods of every sandboxer and show them
+	@$(GO) run ./test/demo
+
+.PHONY: bench
+bench: install bed ## compare with the stock runtime
+	@$(GO) run ./test/bench
+
+.PHONY: generate
+generate: ## generate what is made from other files
+	@$(GO) generate ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	@rm -rf bin build
