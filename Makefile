@@ -19,7 +19,7 @@ LDFLAGS := -s -w \
 	-X $(CONTAINERD)/version.Revision=$(REVISION)
 
 # Packages whose tests start the daemon.
-INTEGRATION := ./test/bed/... ./test/e2e/... ./test/critest/...
+INTEGRATION := ./test/bed/... ./test/e2e/... ./test/restart/... ./test/critest/...
 
 .PHONY: help
 help: ## show the targets
@@ -50,10 +50,11 @@ lint: ## check formatting, vet, and the rules of .golangci.yml that need no gola
 		if [ -n "$$unformatted" ]; then echo "gofmt -w $$unformatted"; exit 1; fi
 	@$(GO) vet ./...
 	@$(GO) test -count=1 ./test/layout
+	@if command -v golangci-lint >/dev/null; then golangci-lint run; fi
 
 .PHONY: unit
 unit: ## run the tests beside the code with the race detector
-	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /test/bed -e /test/e2e -e /test/critest -e /test/bench)
+	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /test/bed -e /test/e2e -e /test/restart -e /test/critest -e /test/bench)
 
 .PHONY: integration
 integration: bed ## run the real daemon with real pods, and critest

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -59,10 +60,6 @@ func (b *Bed) leakedProcesses(ctx context.Context) ([]string, error) {
 	return leaks, nil
 }
 
-// standing are the mounts below the bed's directory that live as long as the
-// daemon does.
-var standing = []string{}
-
 func (b *Bed) leakedMounts() ([]string, error) {
 	points, err := b.mounts()
 	if err != nil {
@@ -70,9 +67,7 @@ func (b *Bed) leakedMounts() ([]string, error) {
 	}
 	var leaks []string
 	for _, point := range points {
-		if !slices.Contains(standing, strings.TrimPrefix(point, b.Dir)) {
-			leaks = append(leaks, "mount "+point)
-		}
+		leaks = append(leaks, "mount "+point)
 	}
 	return leaks, nil
 }
@@ -107,8 +102,9 @@ func (b *Bed) leakedLinks() ([]string, error) {
 	return leaks, nil
 }
 
-// workerGroup is the last element of the worker's cgroup.
-const workerGroup = "kuasar"
+// id is in the name of every cgroup that belongs to a pod or a container. What
+// has none is the parent that kubelet would own: pods may leave it.
+var id = regexp.MustCompile("[0-9a-f]{64}")
 
 func (b *Bed) leakedGroups() ([]string, error) {
 	all, err := groups()
@@ -117,11 +113,9 @@ func (b *Bed) leakedGroups() ([]string, error) {
 	}
 	var leaks []string
 	for _, group := range all {
-		// The namespace's own group stays, empty, as with the stock runtime.
-		if name := strings.SplitN(strings.TrimPrefix(group, groupRoot+"/"), "/", 3); name[len(name)-1] == Namespace {
-			continue
+		if id.MatchString(filepath.Base(group)) {
+			leaks = append(leaks, "cgroup "+group)
 		}
-		leaks = append(leaks, "cgroup "+group)
 	}
 	return leaks, nil
 }

@@ -92,7 +92,7 @@ func TestManifestNamesConfigAndLayers(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if resp.StatusCode != 200 || resp.ContentLength != desc.Size {
+		if resp.StatusCode != http.StatusOK || resp.ContentLength != desc.Size {
 			t.Errorf("blob %s: status %d, length %d, want 200 and %d", desc.Digest, resp.StatusCode, resp.ContentLength, desc.Size)
 		}
 	}
