@@ -1,18 +1,57 @@
-// kuasar-task is the agent: one worker for all pods of a host, PID 1 of a
-// guest, and the re-exec child of every container it starts.
+// kuasar-task is the agent: one worker for all pods of a host, and the first
+// process of every container it starts.
+//
+//	kuasar-task serve --dir DIR   the worker
+//	kuasar-task init              a container's first process, for libcontainer only
+//	kuasar-task pause             the first process of a shared pid namespace
+//	kuasar-task failpoints        lists where a test can make it die
+//	kuasar-task --version
 package main
 
 import (
+	"fmt"
 	"os"
 
-	"github.com/opencontainers/runc/libcontainer"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	_ "github.com/containerd-kuasar/containerd-kuasar/task/child"
+	_ "github.com/containerd-kuasar/containerd-kuasar/task/pause"
 )
 
-func init() {
-	if len(os.Args) > 1 && os.Args[1] == "init" {
-		libcontainer.Init() // a container's first process: never returns
+// version is set by the linker.
+var version = "0.0.0+unknown"
+
+const usage = `usage: kuasar-task serve --dir DIR
+       kuasar-task failpoints
+       kuasar-task --version
+
+serve runs the worker of a host: it holds the containers of all pods. DIR is a
+private directory on the state file system; containerd-kuasar starts it there.
+`
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "kuasar-task: %v\n", err)
+		os.Exit(1)
 	}
 }
 
-func main() {}
+func run(args []string) error {
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	switch args[0] {
+	case "serve":
+		return serve(args[1:])
+	case "failpoints":
+		for _, name := range failpoint.Names() {
+			fmt.Println(name)
+		}
+	case "--version", "-v", "version":
+		fmt.Println("kuasar-task", version)
+	case "--help", "-h", "help":
+		fmt.Print(usage)
+	default:
+		return fmt.Errorf("unknown command %q\n%s", args[0], usage)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/server"
+)
+
+// criu is run by libcontainer, which finds it in PATH.
+func criu() error {
+	if _, err := exec.LookPath("criu"); err != nil {
+		return fmt.Errorf("criu is not installed: install it where the agent's PATH finds it: %w", errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// Checkpoint implements server.Checkpointer. opts may be nil.
+func (r *Runtime) Checkpoint(_ context.Context, ref server.Ref, path string, opts *options.CheckpointOptions) error {
+	if err := criu(); err != nil {
+		return fmt.Errorf("checkpoint container %s: %w", ref.ID, err)
+	}
+	c, err := load(ref)
+	if err != nil {
+		return err
+	}
+	empty, err := emptyNamespaces(opts.GetEmptyNamespaces())
+	if err != nil {
+		return fmt.Errorf("checkpoint container %s: %w", ref.ID, err)
+	}
+	if p := opts.GetParentPath(); filepath.IsAbs(p) {
+		return fmt.Errorf("checkpoint container %s: %w", ref.ID, invalid("parent path %s is not relative to the image", p))
+	}
+	work := opts.GetWorkPath()
+	if work == "" {
+		work = filepath.Join(ref.Dir, "criu")
+		defer os.RemoveAll(work)
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("checkpoint container %s: %w", ref.ID, err)
+	}
+	err = c.Checkpoint(&libcontainer.CriuOpts{
+		ImagesDirectory:         path,
+		WorkDirectory:           work,
+		ParentImage:             opts.GetParentPath(),
+		LeaveRunning:            !opts.GetExit(),
+		TcpEstablished:          opts.GetOpenTcp(),
+		ExternalUnixConnections: opts.GetExternalUnixSockets(),
+		ShellJob:                opts.GetTerminal(),
+		FileLocks:               opts.GetFileLocks(),
+		ManageCgroupsMode:       opts.GetCgroupsMode(),
+		EmptyNs:                 empty,
+		StatusFd:                -1,
+	})
+	if err != nil {
+		return fmt.Errorf("checkpoint container %s: %w", ref.ID, keep(err, ref, work, "dump.log"))
+	}
+	return nil
+}
+
+// Restore implements server.Checkpointer.
+func (r *Runtime) Restore(ctx context.Context, ref server.Ref, p server.Process, path string) (server.Started, error) {
+	if err := criu(); err != nil {
+		return server.Started{}, fmt.Errorf("restore container %s: %w", ref.ID, err)
+	}
+	opts, err := parse(ref.Options)
+	if err != nil {
+		return server.Started{}, fmt.Errorf("restore container %s: %w", ref.ID, err)
+	}
+	work := opts.CriuWorkPath
+	if work == "" {
+		work = filepath.Join(ref.Dir, "criu")
+		defer os.RemoveAll(work)
+	}
+	return r.create(ctx, ref, p, func(c *libcontainer.Container, lp *libcontainer.Process) error {
+		err := c.Restore(lp, &libcontainer.CriuOpts{
+			ImagesDirectory: path,
+			WorkDirectory:   work,
+			EmptyNs:         unix.CLONE_NEWNET,
+			StatusFd:        -1,
+		})
+		return keep(err, ref, work, "restore.log")
+	})
+}
+
+// keep saves criu's log in the bundle, as its directory goes.
+func keep(err error, ref server.Ref, work, name string) error {
+	if err == nil {
+		return nil
+	}
+	to := filepath.Join(ref.Bundle, "criu-"+name)
+	if merr := os.Rename(filepath.Join(work, name), to); merr != nil {
+		return err // criu did not get as far as a log
+	}
+	return fmt.Errorf("%w: see %s", err, to)
+}
+
+// emptyNamespaces are those that are made anew instead of restored. The
+// network always is: whoever made the sandbox configures it.
+func emptyNamespaces(names []string) (uint32, error) {
+	for _, n := range names {
+		if specs.LinuxNamespaceType(n) != specs.NetworkNamespace {
+			return 0, invalid("namespace %q cannot be left empty in a checkpoint, only network", n)
+		}
+	}
+	return unix.CLONE_NEWNET, nil
+}

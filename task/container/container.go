@@ -1,0 +1,143 @@
+// Package container runs Linux containers with libcontainer, in the calling
+// process: no container runtime is executed, only the agent's own binary as
+// the container's first process (see Init in package child).
+//
+// libcontainer keeps a container's state, spec included, in a file; its Go
+// objects are as large. So none is kept: each call that needs one loads it,
+// and the calls that are frequent (start, signal, pids, stats) do without.
+package container
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/server"
+)
+
+// Runtime implements server.Runtime and all that may come with it.
+type Runtime struct{}
+
+var (
+	_ server.Runtime      = (*Runtime)(nil)
+	_ server.Pauser       = (*Runtime)(nil)
+	_ server.Updater      = (*Runtime)(nil)
+	_ server.Grouper      = (*Runtime)(nil)
+	_ server.Checkpointer = (*Runtime)(nil)
+)
+
+// New needs root, and a main function that calls child.Init first of all.
+func New() *Runtime { return &Runtime{} }
+
+// state is the directory that libcontainer makes for the container.
+func state(ref server.Ref) string { return filepath.Join(ref.Dir, ref.ID) }
+
+func load(ref server.Ref) (*libcontainer.Container, error) {
+	c, err := libcontainer.Load(ref.Dir, ref.ID)
+	if err != nil {
+		return nil, fmt.Errorf("load container %s: %w", ref.ID, class(err))
+	}
+	return c, nil
+}
+
+// Pause implements server.Pauser.
+func (r *Runtime) Pause(_ context.Context, ref server.Ref) error {
+	c, err := load(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.Pause(); err != nil {
+		return fmt.Errorf("pause container %s: %w", ref.ID, class(err))
+	}
+	return nil
+}
+
+// Resume implements server.Pauser.
+func (r *Runtime) Resume(_ context.Context, ref server.Ref) error {
+	c, err := load(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.Resume(); err != nil {
+		return fmt.Errorf("resume container %s: %w", ref.ID, class(err))
+	}
+	return nil
+}
+
+// Paused implements server.Pauser.
+func (r *Runtime) Paused(_ context.Context, ref server.Ref) (bool, error) {
+	c, err := load(ref)
+	if err != nil {
+		return false, err
+	}
+	s, err := c.Status()
+	if err != nil {
+		return false, fmt.Errorf("state of container %s: %w", ref.ID, class(err))
+	}
+	return s == libcontainer.Paused, nil
+}
+
+// Signal implements server.Runtime.
+func (r *Runtime) Signal(ctx context.Context, ref server.Ref, sig unix.Signal) error {
+	if sig == unix.SIGKILL {
+		return r.kill(ref)
+	}
+	pids, err := r.Pids(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if len(pids) == 0 {
+		return fmt.Errorf("signal container %s: no process: %w", ref.ID, errdefs.ErrNotFound)
+	}
+	for _, pid := range pids {
+		// One that is gone by now is as good as signalled.
+		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("signal container %s: process %d: %w", ref.ID, pid, err)
+		}
+	}
+	return nil
+}
+
+// kill leaves it to libcontainer, which freezes what could fork on, or uses
+// cgroup.kill, and thaws what is paused.
+func (r *Runtime) kill(ref server.Ref) error {
+	c, err := load(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.Signal(unix.SIGKILL); err != nil {
+		return fmt.Errorf("kill container %s: %w", ref.ID, class(err))
+	}
+	return nil
+}
+
+// Delete implements server.Runtime.
+func (r *Runtime) Delete(_ context.Context, ref server.Ref) error {
+	c, err := libcontainer.Load(ref.Dir, ref.ID)
+	if err == nil {
+		if err := c.Destroy(); err != nil {
+			return fmt.Errorf("delete container %s: %w", ref.ID, class(err))
+		}
+		return forget(ref)
+	}
+	// Create died before libcontainer wrote its state, or a former Delete
+	// after it removed it: the cgroup may be left.
+	if err := destroyCgroup(ref); err != nil {
+		return fmt.Errorf("delete container %s: %w", ref.ID, err)
+	}
+	return forget(ref)
+}
+
+func forget(ref server.Ref) error {
+	for _, path := range []string{state(ref), cgroupFile(ref)} {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("delete container %s: %w", ref.ID, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,85 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/task/server"
+)
+
+var (
+	fpGo     = failpoint.New("container/start/go")
+	fpGone   = failpoint.New("container/start/gone")
+	fpRemove = failpoint.New("container/start/remove")
+)
+
+// Start implements server.Runtime. The first process waits in an open of this
+// FIFO for a reader, then writes a byte and becomes the program. libcontainer's
+// own Exec looks every 100 ms whether the process lives, and leaves a thread in
+// open(2) for ever if it does not; this waits for either event.
+//
+// The file's presence tells libcontainer that the container is not started.
+func (r *Runtime) Start(ctx context.Context, ref server.Ref, process *os.File) error {
+	path := filepath.Join(state(ref), "exec.fifo")
+	fpGo.Hit()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", ref.ID, err)
+	}
+	defer unix.Close(fd)
+	fpGone.Hit()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("start container %s: %w", ref.ID, err)
+	}
+	fpRemove.Hit()
+	if err := await(ctx, fd, int(process.Fd())); err != nil {
+		return fmt.Errorf("start container %s: %w", ref.ID, err)
+	}
+	return nil
+}
+
+// await blocks until the process wrote its byte or is dead.
+func await(ctx context.Context, fifo, process int) error {
+	fds := []unix.PollFd{{Fd: int32(fifo), Events: unix.POLLIN}, {Fd: int32(process), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, left(ctx))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("first process does not go on: %w", context.DeadlineExceeded)
+		}
+		// A process that is dead now may have written before.
+		var b [1]byte
+		if n, err := unix.Read(fifo, b[:]); n == 1 && err == nil {
+			return nil
+		}
+		if fds[1].Revents != 0 {
+			return fmt.Errorf("first process died before its program ran: %w", errdefs.ErrFailedPrecondition)
+		}
+		fds[0].Fd = -1 // its writer died, and the process is about to
+	}
+}
+
+// left is the time until ctx's deadline in milliseconds, for poll(2).
+func left(ctx context.Context) int {
+	t, ok := ctx.Deadline()
+	if !ok {
+		return -1
+	}
+	return int(max(time.Until(t), 0)/time.Millisecond) + 1
+}

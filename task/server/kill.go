@@ -1,0 +1,82 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+)
+
+// maxSignal is SIGRTMAX of signal(7).
+const maxSignal = 64
+
+// Kill sends a signal to a process, or with r.All to all of a container.
+// SIGKILL for the first process ends them all, whatever pid namespace they
+// live in, as with runc. To kill all of a container that has exited is no
+// error: nothing is left of it.
+func (s *Server) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
+	p, err := s.process(ctx, r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if r.Signal == 0 || r.Signal > maxSignal {
+		return nil, fmt.Errorf("kill %s: signal %d is none of 1 to %d: %w", p, r.Signal, maxSignal, errdefs.ErrInvalidArgument)
+	}
+	if err := s.kill(ctx, p, unix.Signal(r.Signal), r.All); err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (s *Server) kill(ctx context.Context, p *process, sig unix.Signal, all bool) error {
+	c := p.c
+	c.mu.Lock()
+	v, fd := p.saved, p.fd
+	c.mu.Unlock()
+
+	if p.exec == "" && all && v.Status == stopped {
+		return nil
+	}
+	if err := v.Status.check(opKill); err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	if v.Pid == 0 {
+		return fmt.Errorf("%s: process not created: %w", p, errdefs.ErrFailedPrecondition)
+	}
+	if fd == nil {
+		return finished(p)
+	}
+	if p.exec == "" && (all || sig == unix.SIGKILL && (v.SharedPID || v.Status != running)) {
+		if err := c.runtime.Signal(ctx, c.ref(), sig); err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		return nil
+	}
+	// fd may be closed by now, which is an error and no other process.
+	err := pidfd.Signal(fd, sig)
+	if errdefs.IsNotFound(err) || p.isDone() {
+		return finished(p)
+	}
+	if err != nil {
+		return fmt.Errorf("kill %s: %w", p, err)
+	}
+	return nil
+}
+
+func finished(p *process) error {
+	return fmt.Errorf("%s: %w", p, stopped.check(opKill))
+}
+
+func (p *process) isDone() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}

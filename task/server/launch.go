@@ -1,0 +1,117 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/hold"
+	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
+)
+
+var (
+	fpForked = failpoint.New("server/launch/forked")
+	fpHeld   = failpoint.New("server/launch/held")
+	fpKnown  = failpoint.New("server/launch/known")
+)
+
+// launch starts p with its stdio and follows it. The caller has p's turn; an
+// exit is handled when it passes on. On error p's process is dead.
+func (s *Server) launch(ctx context.Context, p *process, start func(Process) (Started, error)) (err error) {
+	sio, err := s.cfg.Stdio.Open(ctx, p.config())
+	if err != nil {
+		return fmt.Errorf("open stdio of %s: %w", p, err)
+	}
+	defer func() {
+		if err != nil {
+			err = join(err, sio.Close())
+		}
+	}()
+	proc := Process{Terminal: p.get().Terminal}
+	if !proc.Terminal {
+		proc.Stdin, proc.Stdout, proc.Stderr = sio.Files()
+	}
+
+	end := s.cfg.Reaper.Begin()
+	defer end()
+	st, err := start(proc)
+	if err != nil {
+		return err
+	}
+	fpForked.Hit()
+	fd, err := pidfd.Open(st.Pid, 0) // nobody reaps it before end
+	if err != nil {
+		return join(err, unix.Kill(st.Pid, unix.SIGKILL), closeFile(st.Master))
+	}
+	if err := s.adopt(ctx, p, fd, st, sio); err != nil {
+		_ = pidfd.Signal(fd, unix.SIGKILL) // and the Reaper reaps it
+		s.release(p)
+		return join(err, fd.Close())
+	}
+	return nil
+}
+
+// adopt makes everything that outlives this call know the process.
+func (s *Server) adopt(ctx context.Context, p *process, fd *os.File, st Started, sio stdio.IO) error {
+	s.hold(ctx, p.key(hold.Pidfd), fd)
+	if st.Master != nil {
+		s.hold(ctx, p.key(hold.Pty), st.Master)
+	}
+	fpHeld.Hit()
+	start, err := pidfd.StartTime(st.Pid)
+	if err != nil {
+		return join(err, closeFile(st.Master))
+	}
+	know := func(v *saved) { v.Pid, v.Start, v.Spec = st.Pid, start, nil }
+	if err := p.write(know); err != nil {
+		return join(err, closeFile(st.Master))
+	}
+	fpKnown.Hit()
+	sio.Started()
+	if st.Master != nil {
+		if err := sio.Attach(st.Master); err != nil {
+			return fmt.Errorf("attach to terminal of %s: %w", p, err)
+		}
+	}
+	if p.get().StdinClosed {
+		if err := sio.CloseStdin(); err != nil {
+			return fmt.Errorf("close stdin of %s: %w", p, err)
+		}
+	}
+	if err := s.cfg.Reaper.Follow(fd, func(e pidfd.Exit) { go s.exited(p, e) }); err != nil {
+		return err
+	}
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	know(&p.saved)
+	p.io, p.fd = sio, fd
+	return nil
+}
+
+// hold is for the time after this agent's death. The process is none the worse
+// if that fails now.
+func (s *Server) hold(ctx context.Context, key string, f *os.File) {
+	if err := s.cfg.Holder.Hold(key, f); err != nil {
+		log.G(ctx).WithError(err).WithField("key", key).Warn("cannot hold descriptor: it is lost if the agent dies")
+	}
+}
+
+// release undoes hold.
+func (s *Server) release(p *process) {
+	s.cfg.Holder.Drop(p.key(hold.Pidfd))
+	if p.get().Terminal {
+		s.cfg.Holder.Drop(p.key(hold.Pty))
+	}
+}
+
+func closeFile(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}
