@@ -58,8 +58,7 @@ type Bed struct {
 	log     *journal
 
 	mu     sync.Mutex
-	daemon *daemon            // the running one, or the last
-	client *containerd.Client // made at first use
+	daemon *daemon // the running one, or the last
 }
 
 // New makes a bed. The daemon does not run yet; Close must be called.
@@ -111,19 +110,14 @@ func (b *Bed) Socket() string { return filepath.Join(b.Dir, "sock") }
 // State is the daemon's state directory.
 func (b *Bed) State() string { return filepath.Join(b.Dir, "s") }
 
-// Client is a containerd client of the daemon, in CRI's namespace. It needs
-// the daemon to run when it is made and outlives restarts.
+// Client is a containerd client of the daemon. It is for contexts with a
+// namespace and outlives restarts.
 func (b *Bed) Client() (*containerd.Client, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.client == nil {
-		client, err := containerd.NewWithConn(b.conn, containerd.WithDefaultNamespace(Namespace))
-		if err != nil {
-			return nil, fmt.Errorf("make containerd client: %w", err)
-		}
-		b.client = client
+	client, err := containerd.NewWithConn(b.conn)
+	if err != nil {
+		return nil, fmt.Errorf("make containerd client: %w", err)
 	}
-	return b.client, nil
+	return client, nil
 }
 
 // Close removes all pods, ends the daemon and everything it started, and

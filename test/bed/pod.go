@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/fsnotify/fsnotify"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -170,12 +171,12 @@ func (c *Container) AwaitExit(ctx context.Context) (*runtime.ContainerStatus, er
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
+	defer cancel()
 	container, err := client.LoadContainer(ctx, c.ID)
 	if err != nil {
 		return nil, fmt.Errorf("wait for container %s: %w", c.ID, err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	events, err := c.Pod.bed.Runtime.GetContainerEvents(ctx, &runtime.GetEventsRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("wait for container %s: %w", c.ID, err)

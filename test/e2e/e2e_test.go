@@ -29,9 +29,9 @@ func handlers() []string {
 	return []string{bed.Stock, bed.Runc}
 }
 
-// node is a bed with a handler and the test that it is for: its calls end the
+// fixture is a bed with a handler and the test that it is for: its calls end the
 // test on errors.
-type node struct {
+type fixture struct {
 	*bed.Bed
 	t       testing.TB
 	ctx     context.Context
@@ -39,7 +39,7 @@ type node struct {
 }
 
 // each runs a test on one daemon with each handler, one after the other.
-func each(t *testing.T, test func(t *testing.T, n *node)) {
+func each(t *testing.T, test func(t *testing.T, n *fixture)) {
 	t.Helper()
 	b := newBed(t, bed.Options{})
 	for _, handler := range handlers() {
@@ -59,14 +59,14 @@ func newBed(t testing.TB, options bed.Options) *bed.Bed {
 	return b
 }
 
-// on makes a node of a bed for one test.
-func on(t testing.TB, b *bed.Bed, handler string) *node {
+// on makes a fixture of a bed for one test.
+func on(t testing.TB, b *bed.Bed, handler string) *fixture {
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
-	return &node{b, t, ctx, handler}
+	return &fixture{b, t, ctx, handler}
 }
 
-func (n *node) must(err error) {
+func (n *fixture) must(err error) {
 	n.t.Helper()
 	if err != nil {
 		n.t.Fatal(err)
@@ -74,7 +74,7 @@ func (n *node) must(err error) {
 }
 
 // pod runs a pod that is removed when the test ends.
-func (n *node) pod(change func(*runtime.PodSandboxConfig)) *bed.Pod {
+func (n *fixture) pod(change func(*runtime.PodSandboxConfig)) *bed.Pod {
 	n.t.Helper()
 	p, err := n.RunPod(n.ctx, n.handler, change)
 	n.must(err)
@@ -89,7 +89,7 @@ func (n *node) pod(change func(*runtime.PodSandboxConfig)) *bed.Pod {
 }
 
 // run runs a container of a pod.
-func (n *node) run(p *bed.Pod, change func(*runtime.ContainerConfig)) *bed.Container {
+func (n *fixture) run(p *bed.Pod, change func(*runtime.ContainerConfig)) *bed.Container {
 	n.t.Helper()
 	c, err := p.Run(n.ctx, change)
 	n.must(err)
@@ -98,7 +98,7 @@ func (n *node) run(p *bed.Pod, change func(*runtime.ContainerConfig)) *bed.Conta
 
 // exec runs a script that must succeed and returns its output without the
 // spaces around it.
-func (n *node) exec(c *bed.Container, script string) string {
+func (n *fixture) exec(c *bed.Container, script string) string {
 	n.t.Helper()
 	r, err := c.Exec(n.ctx, script)
 	n.must(err)
@@ -109,7 +109,7 @@ func (n *node) exec(c *bed.Container, script string) string {
 }
 
 // exit waits for a container's end.
-func (n *node) exit(c *bed.Container) *runtime.ContainerStatus {
+func (n *fixture) exit(c *bed.Container) *runtime.ContainerStatus {
 	n.t.Helper()
 	status, err := c.AwaitExit(n.ctx)
 	n.must(err)
@@ -117,7 +117,7 @@ func (n *node) exit(c *bed.Container) *runtime.ContainerStatus {
 }
 
 // crictl runs crictl and returns what it prints.
-func (n *node) crictl(args ...string) string {
+func (n *fixture) crictl(args ...string) string {
 	n.t.Helper()
 	out, err := bed.Output(n.Crictl(n.ctx, args...))
 	n.must(err)
@@ -125,7 +125,7 @@ func (n *node) crictl(args ...string) string {
 }
 
 // ctr runs ctr and returns what it prints.
-func (n *node) ctr(args ...string) string {
+func (n *fixture) ctr(args ...string) string {
 	n.t.Helper()
 	out, err := bed.Output(n.Ctr(n.ctx, args...))
 	n.must(err)

@@ -11,7 +11,7 @@ import (
 )
 
 func TestExecSync(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
+	each(t, func(t *testing.T, n *fixture) {
 		c := n.run(n.pod(nil), nil)
 		for _, test := range []struct {
 			name, script   string
@@ -58,7 +58,7 @@ func TestExecSync(t *testing.T) {
 }
 
 func TestExecStdin(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
+	each(t, func(t *testing.T, n *fixture) {
 		c := n.run(n.pod(nil), nil)
 		cmd := n.Crictl(n.ctx, "exec", "-i", c.ID, "wc", "-c")
 		cmd.Stdin = bytes.NewReader(make([]byte, 1<<20))
@@ -69,7 +69,7 @@ func TestExecStdin(t *testing.T) {
 }
 
 func TestExecTerminal(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
+	each(t, func(t *testing.T, n *fixture) {
 		c := n.run(n.pod(nil), nil)
 		master, slave, err := console.NewPty()
 		n.must(err)
