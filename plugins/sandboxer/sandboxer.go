@@ -1,0 +1,62 @@
+// Package sandboxer registers backends as containerd's sandbox controllers.
+package sandboxer
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+)
+
+// Registration is one sandboxer.
+type Registration struct {
+	Name     string        // containerd's config selects it by `sandboxer`
+	Config   any           // pointer to its defaults; TOML below plugins.'io.containerd.sandbox.controller.v1.<name>'
+	Requires []plugin.Type // beside what every sandboxer needs
+
+	// Backend makes the backend. dir is a directory of the state file system
+	// that all our plugins share (see Dir). An error of class
+	// errdefs.ErrUnavailable says that this node lacks something the backend
+	// needs: the plugin is then skipped, and containerd goes on without it.
+	Backend func(ic *plugin.InitContext, dir string) (sandbox.Backend, error)
+}
+
+// Register makes r a plugin of containerd.
+func Register(r Registration) {
+	registry.Register(&plugin.Registration{
+		Type:     plugins.SandboxControllerPlugin,
+		ID:       r.Name,
+		Requires: append([]plugin.Type{plugins.EventPlugin, plugins.SandboxStorePlugin}, r.Requires...),
+		Config:   r.Config,
+		InitFn:   r.init,
+	})
+}
+
+// Dir is where our plugins keep their state: <containerd's state>/kuasar. It
+// is short, as unix sockets' paths must be, and outside the directories that
+// containerd's own plugins clean up.
+func Dir(ic *plugin.InitContext) string {
+	return filepath.Join(filepath.Dir(ic.Properties[plugins.PropertyStateDir]), "kuasar")
+}
+
+func (r Registration) init(ic *plugin.InitContext) (any, error) {
+	dir := Dir(ic)
+	backend, err := r.Backend(ic, dir)
+	if errdefs.IsUnavailable(err) {
+		return nil, fmt.Errorf("sandboxer %s: %w", r.Name, errors.Join(err, plugin.ErrSkipPlugin))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sandboxer %s: %w", r.Name, err)
+	}
+	return sandbox.New(ic.Context, sandbox.Config{
+		Name:    r.Name,
+		Dir:     filepath.Join(dir, r.Name),
+		Backend: backend,
+	})
+}
