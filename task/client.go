@@ -16,11 +16,11 @@ import (
 )
 
 // Protocol is the version of task/api/agent.proto that this build speaks.
-const Protocol = 1
+const Protocol = api.Protocol
 
 // RetainOutput is the annotation ("true") of a container's spec that makes its
 // agent keep the newest output; see api.AgentClient.Retained.
-const RetainOutput = "io.kuasar.retain-output"
+const RetainOutput = api.RetainOutput
 
 // Client is a connection to an agent. Safe for concurrent use; it does not
 // reconnect: whoever made it makes the next one.

@@ -8,13 +8,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
-	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 // Info answers also before the Server is restored.
 func (s *Server) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error) {
-	return &api.InfoResponse{Protocol: task.Protocol, Version: s.cfg.Version, Pid: uint32(os.Getpid())}, nil
+	return &api.InfoResponse{Protocol: api.Protocol, Version: s.cfg.Version, Pid: uint32(os.Getpid())}, nil
 }
 
 // List implements api.AgentService.
@@ -88,7 +87,7 @@ func (s *Server) Retained(ctx context.Context, r *api.RetainedRequest) (*api.Ret
 	}
 	retainer, ok := sio.(Retainer)
 	if !ok {
-		return nil, fmt.Errorf("%s does not retain its output: its spec lacks the annotation %s: %w", p, task.RetainOutput, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("%s does not retain its output: its spec lacks the annotation %s: %w", p, api.RetainOutput, errdefs.ErrFailedPrecondition)
 	}
 	resp := &api.RetainedResponse{}
 	if resp.Stdout, resp.Stderr, err = retainer.Retained(); err != nil {

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"os"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
-	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 var (
@@ -71,7 +71,7 @@ func (s *Server) plan(ns string, r *taskapi.CreateTaskRequest) (*container, *spe
 		return nil, nil, err
 	}
 	v.SharedPID = sharesPID(spec)
-	v.Retain = spec.Annotations[task.RetainOutput] == "true"
+	v.Retain = spec.Annotations[api.RetainOutput] == "true"
 	return newContainer(s.cfg.Dir, key{ns, r.ID}, runtime, v), spec, nil
 }
 

@@ -59,7 +59,7 @@ type saved struct {
 	Stderr      string      `json:"stderr,omitempty"`
 	Terminal    bool        `json:"terminal,omitempty"`
 	StdinClosed bool        `json:"stdinClosed,omitempty"`
-	Retain      bool        `json:"retain,omitempty"` // see task.RetainOutput
+	Retain      bool        `json:"retain,omitempty"` // see api.RetainOutput
 	Exit        *pidfd.Exit `json:"exit,omitempty"`
 
 	// Of first processes.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
@@ -14,15 +14,18 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
-// Version 2 of the Task API has the same methods and, field by field, the same
-// messages on the wire as version 3.
-const v2 = "containerd.task.v2.Task"
+// Versions 2 and 3 of the Task API have the same methods and, field by field,
+// the same messages on the wire. The agent uses version 2's: that package does
+// without gRPC, which would double the size of this binary and the time that
+// each container's first process takes to start.
+const v2, v3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
+
+var _ taskapi.TTRPCTaskService = (*Server)(nil)
 
 // Register makes t serve the Server: Task API v3 and v2, and the agent's verbs.
 // t must have been made with Interceptor.
 func (s *Server) Register(t *ttrpc.Server) {
-	taskapi.RegisterTTRPCTaskService(t, s)
-	t.RegisterService(v2, &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+	task := &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
 		"State":      method(s.State),
 		"Create":     method(s.Create),
 		"Start":      method(s.Start),
@@ -40,7 +43,9 @@ func (s *Server) Register(t *ttrpc.Server) {
 		"Stats":      method(s.Stats),
 		"Connect":    method(s.Connect),
 		"Shutdown":   method(s.Shutdown),
-	}})
+	}}
+	t.RegisterService(v2, task)
+	t.RegisterService(v3, task)
 	api.RegisterAgentService(t, s)
 }
 
