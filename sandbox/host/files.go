@@ -1,0 +1,126 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+)
+
+var fpShm = failpoint.New("host/files/shm")
+
+// shmSize is the size of a pod's /dev/shm in bytes, as containerd and docker
+// have it.
+const shmSize = 64 << 20
+
+const (
+	devShm      = "/dev/shm"
+	etcHosts    = "/etc/hosts"
+	etcHostname = "/etc/hostname"
+	etcResolv   = "/etc/resolv.conf"
+)
+
+// MakeFiles writes the pod's hosts, hostname and resolv.conf, and mounts its
+// /dev/shm unless it shares the host's. They belong to the root of user, which
+// may be nil. Idempotent.
+func MakeFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error {
+	hostname := config.GetHostname()
+	if hostname == "" {
+		var err error
+		if hostname, err = os.Hostname(); err != nil {
+			return err
+		}
+	}
+	hosts, err := hostFile(etcHosts)
+	if err != nil {
+		return err
+	}
+	resolv := resolvConf(config.GetDnsConfig())
+	if config.GetDnsConfig() == nil {
+		if resolv, err = hostFile(etcResolv); err != nil {
+			return err
+		}
+	}
+	for name, content := range map[string]string{"hostname": hostname + "\n", "hosts": hosts, "resolv.conf": resolv} {
+		if err := writeFile(filepath.Join(dir, name), content, user); err != nil {
+			return err
+		}
+	}
+	if hostIPC(config) {
+		if _, err := os.Stat(devShm); err != nil {
+			return fmt.Errorf("share the host's ipc: %w", err)
+		}
+		return nil
+	}
+	return mountShm(filepath.Join(dir, "shm"))
+}
+
+// RemoveFiles unmounts /dev/shm. The files go with the directory. Idempotent.
+func RemoveFiles(dir string) error { return unmount(filepath.Join(dir, "shm")) }
+
+func hostIPC(config *runtime.PodSandboxConfig) bool {
+	return config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtime.NamespaceMode_NODE
+}
+
+// hostFile reads one of the host's own. A host without it has nothing to say.
+func hostFile(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return string(b), err
+}
+
+// resolvConf writes resolv.conf(5).
+func resolvConf(dns *runtime.DNSConfig) string {
+	var b strings.Builder
+	if s := dns.GetSearches(); len(s) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(s, " "))
+	}
+	for _, s := range dns.GetServers() {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	if o := dns.GetOptions(); len(o) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(o, " "))
+	}
+	return b.String()
+}
+
+func writeFile(path, content string, user *IDMap) error {
+	// The inode stays: containers may have it mounted.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if err == nil {
+		err = f.Chmod(0o644) // whatever the umask
+	}
+	if err == nil && user != nil {
+		err = f.Chown(user.Root())
+	}
+	return errors.Join(err, f.Close())
+}
+
+func mountShm(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	ok, err := mounted(path, unix.TMPFS_MAGIC)
+	if err != nil || ok {
+		return err
+	}
+	data := fmt.Sprintf("mode=1777,size=%d", shmSize)
+	if err := unix.Mount("shm", path, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		return &os.PathError{Op: "mount tmpfs", Path: path, Err: err}
+	}
+	fpShm.Hit()
+	return nil
+}

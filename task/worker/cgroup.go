@@ -1,0 +1,113 @@
+package worker
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// place moves a process into the cgroup name, counted from the root, of every
+// hierarchy: the one of v2, or each of v1's, systemd's named one included, by
+// which a service's processes are found and killed.
+func place(pid int, name string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, h := range hierarchies(string(b)) {
+		dir := filepath.Join(h.path, name)
+		if err := makeCgroup(dir, h); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, writeFile(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)))
+	}
+	return errors.Join(errs...)
+}
+
+// hierarchy is a mounted tree of cgroups.
+type hierarchy struct {
+	path   string
+	cpuset bool
+}
+
+// hierarchies finds each once, by its device.
+func hierarchies(mountinfo string) []hierarchy {
+	var found []hierarchy
+	seen := map[string]bool{}
+	for line := range strings.Lines(mountinfo) {
+		// proc_pid_mountinfo(5): 3rd device, 4th root, 5th mount point, then
+		// after a dash: type, source, options.
+		mount, fstype, ok := strings.Cut(line, " - ")
+		f, t := strings.Fields(mount), strings.Fields(fstype)
+		if !ok || len(f) < 5 || len(t) < 3 || (t[0] != "cgroup" && t[0] != "cgroup2") {
+			continue
+		}
+		// Only a mount of the whole tree leads out of our own cgroup.
+		if f[3] != "/" || seen[f[2]] {
+			continue
+		}
+		seen[f[2]] = true
+		options := "," + t[2] + ","
+		found = append(found, hierarchy{path: unescape(f[4]), cpuset: t[0] == "cgroup" && strings.Contains(options, ",cpuset,")})
+	}
+	return found
+}
+
+// unescape undoes the kernel's octal escapes of white space in paths.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+func makeCgroup(dir string, h hierarchy) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if !h.cpuset {
+		return nil
+	}
+	// A new one of v1 has no CPUs and no memory, and takes no process.
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		if err := inherit(h.path, dir, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inherit copies a setting from the root down to dir where it is empty.
+func inherit(root, dir, name string) error {
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // mounted with noprefix, or not this kind
+	}
+	if err != nil || len(bytes.TrimSpace(b)) > 0 || dir == root {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := inherit(root, parent, name); err != nil {
+		return err
+	}
+	if b, err = os.ReadFile(filepath.Join(parent, name)); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, name), string(b))
+}
+
+func writeFile(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %q: %w", value, err)
+	}
+	return nil
+}
