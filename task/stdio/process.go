@@ -1,0 +1,288 @@
+package stdio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
+)
+
+// process is the IO of one process on a Host. While an ordinary one runs it
+// has three descriptors: the write end of stdin and the read ends of stdout
+// and stderr.
+type process struct {
+	host     *Host
+	terminal bool
+
+	mu     sync.Mutex
+	files  [3]*os.File // the process's, until it was started
+	stdin  int         // write end of the FIFO, -1 after CloseStdin
+	ends   [3]end      // of stdout and stderr, under their numbers
+	exited bool
+	closed bool
+
+	// With a terminal. source and sink become the transfer's when the master
+	// is attached.
+	source, sink int // stdin's FIFO and where output goes, -1 if nowhere
+	master       int
+	copying      *transfer
+}
+
+// end is what the agent has of an output.
+type end struct {
+	reader   int       // read end of the FIFO, -1 if it is none
+	watch    int32     // of what is kept after the exit, 0 if nothing is
+	spool    string    // path of the FIFO before a log file
+	transfer *transfer // to that file
+	logger   *logger
+}
+
+func newProcess(h *Host, cfg Config) *process {
+	p := &process{host: h, terminal: cfg.Terminal, stdin: -1, source: -1, sink: -1, master: -1}
+	for i := range p.ends {
+		p.ends[i].reader = -1
+	}
+	return p
+}
+
+// Files implements IO.
+func (p *process) Files() (stdin, stdout, stderr *os.File) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.files[0], p.files[1], p.files[2]
+}
+
+// Started implements IO.
+func (p *process) Started() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.started()
+}
+
+func (p *process) started() {
+	for i, f := range p.files {
+		if f != nil {
+			_ = f.Close()
+		}
+		p.files[i] = nil
+	}
+}
+
+// Attach implements IO.
+func (p *process) Attach(master *os.File) error {
+	defer master.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.terminal || p.closed || p.copying != nil {
+		return fmt.Errorf("attach terminal: there is none to be, or it is attached or closed: %w", errdefs.ErrFailedPrecondition)
+	}
+	// A duplicate of our own: package os would poll the original.
+	fd, err := unix.FcntlInt(master.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("attach terminal: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("attach terminal: %w", err)
+	}
+	limit := pipeBuf
+	if p.sink < 0 {
+		limit = bufferSize
+	}
+	out := pump{src: fd, dst: p.sink, limit: limit}
+	in := pump{src: p.source, dst: fd, limit: pipeBuf}
+	t, err := p.host.loop.transfer(out, in)
+	if err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("attach terminal: %w", err)
+	}
+	p.copying, p.master = t, fd
+	p.source, p.sink = -1, -1
+	return nil
+}
+
+// Resize implements IO.
+func (p *process) Resize(width, height uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.master < 0 {
+		return fmt.Errorf("resize terminal: the process has none: %w", errdefs.ErrFailedPrecondition)
+	}
+	size := unix.Winsize{Col: clamp(width), Row: clamp(height)}
+	if err := unix.IoctlSetWinsize(p.master, unix.TIOCSWINSZ, &size); err != nil {
+		return fmt.Errorf("resize terminal to %dx%d: %w", width, height, err)
+	}
+	return nil
+}
+
+func clamp(n uint32) uint16 { return uint16(min(n, 1<<16-1)) }
+
+// CloseStdin implements IO.
+func (p *process) CloseStdin() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	closeFD(&p.stdin)
+	return nil
+}
+
+// Exited implements IO.
+func (p *process) Exited(ctx context.Context) error {
+	p.mu.Lock()
+	if p.closed || p.exited {
+		p.mu.Unlock()
+		return nil
+	}
+	p.exited = true
+	p.started()
+	closeFD(&p.stdin)
+	transfers := p.transfers()
+	p.mu.Unlock()
+
+	var errs []error
+	drained := true
+	for _, t := range transfers {
+		if err := t.drain(ctx); err != nil {
+			errs = append(errs, err)
+			drained = false
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return errors.Join(errs...)
+	}
+	if drained {
+		errs = append(errs, p.stopTransfers(true))
+	} else {
+		go p.finish(transfers)
+	}
+	return errors.Join(append(errs, p.keep())...)
+}
+
+// finish copies the rest for a reader that comes late, so that it sees an end:
+// it may wait for that before it lets us Close.
+func (p *process) finish(transfers []*transfer) {
+	for _, t := range transfers {
+		t.hurry()
+		<-t.drained
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		_ = p.stopTransfers(true) // Exited has told already that it is late
+	}
+}
+
+func (p *process) transfers() []*transfer {
+	var list []*transfer
+	if p.copying != nil {
+		list = append(list, p.copying)
+	}
+	for _, e := range p.ends {
+		if e.transfer != nil {
+			list = append(list, e.transfer)
+		}
+	}
+	return list
+}
+
+// keep holds output that nobody has read yet.
+func (p *process) keep() error {
+	var errs []error
+	for i := range p.ends {
+		e := &p.ends[i]
+		if e.reader < 0 || p.terminal || e.watch != 0 || empty(e.reader) {
+			continue
+		}
+		w, err := reopen(e.reader, "FIFO", unix.O_WRONLY|unix.O_NONBLOCK)
+		if err == nil {
+			e.watch, err = p.host.kept.keep(w)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// stopTransfers ends copying. With keep, a FIFO is kept until it was read.
+func (p *process) stopTransfers(keep bool) error {
+	var errs []error
+	stop := func(t *transfer, keep bool) (watch int32) {
+		dst, lost := t.stop()
+		if lost != nil {
+			errs = append(errs, fmt.Errorf("copy output: some is lost: %w", lost))
+		}
+		switch {
+		case dst < 0:
+		case keep && isFIFO(dst):
+			var err error
+			watch, err = p.host.kept.keep(dst)
+			errs = append(errs, err)
+		default:
+			unix.Close(dst)
+		}
+		return watch
+	}
+	if p.copying != nil {
+		p.ends[1].watch = stop(p.copying, keep)
+		p.copying, p.master = nil, -1
+	}
+	for i := range p.ends {
+		if e := &p.ends[i]; e.transfer != nil {
+			stop(e.transfer, false)
+			e.transfer = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func isFIFO(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
+}
+
+// Close implements IO. It waits for a logging program to take what it was
+// given, 10 seconds at most.
+func (p *process) Close() error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	p.started()
+	for _, fd := range []*int{&p.stdin, &p.source, &p.sink} {
+		closeFD(fd)
+	}
+	err := p.stopTransfers(false)
+	var loggers []*logger
+	for i := range p.ends {
+		e := &p.ends[i]
+		closeFD(&e.reader)
+		if e.watch != 0 {
+			p.host.kept.drop(e.watch)
+		}
+		if e.spool != "" {
+			err = errors.Join(err, unlink(e.spool))
+		}
+		if e.logger != nil {
+			loggers = append(loggers, e.logger)
+		}
+	}
+	p.mu.Unlock()
+	for _, l := range loggers {
+		err = errors.Join(err, l.finish())
+	}
+	return err
+}
+
+func unlink(name string) error {
+	if err := unix.Unlink(name); err != nil && err != unix.ENOENT {
+		return pathError("remove", name, err)
+	}
+	return nil
+}
