@@ -87,7 +87,7 @@ func (p *pod) launch(ctx context.Context, stay bool) (err error) {
 	}
 	defer func() {
 		if err != nil || !stay {
-			err = join(err, p.discard(ctx))
+			err = errors.Join(err, p.discard(context.WithoutCancel(ctx)))
 		}
 	}()
 	opts, err := p.opts.task(nil, p.systemd)

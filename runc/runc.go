@@ -16,7 +16,6 @@ package runc
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -48,8 +47,9 @@ type Worker interface {
 
 // Backend implements sandbox.Backend.
 type Backend struct {
-	Worker   Worker
-	Defaults Options
+	Worker Worker
+	// Defaults are the options of a handler that sets none.
+	Defaults func() Options
 }
 
 var _ sandbox.Backend = (*Backend)(nil)
@@ -82,7 +82,7 @@ type pod struct {
 type state struct {
 	Boot    string   `json:"boot"` // of the start; empty before it
 	Init    *process `json:"init,omitempty"`
-	Former  []uint32 `json:"former,omitempty"` // pids of earlier inits
+	Label   string   `json:"label,omitempty"` // SELinux's, of the pod's processes
 	Stopped bool     `json:"stopped,omitempty"`
 }
 
@@ -102,7 +102,7 @@ func (b *Backend) Create(_ context.Context, spec sandbox.Spec) (sandbox.Sandbox,
 }
 
 func (b *Backend) pod(spec sandbox.Spec) (*pod, error) {
-	opts, err := parse(spec.Options.TOML, b.Defaults)
+	opts, err := parse(spec.Options.TOML, b.Defaults())
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func (b *Backend) Restore(_ context.Context, spec sandbox.Spec, saved json.RawMe
 			return nil, fmt.Errorf("restore pod %s: %w: %w", spec.ID, err, errdefs.ErrDataLoss)
 		}
 	}
-	p.config = nil
+	p.config, p.label = nil, s.Label
 	if s.Boot != record.Boot() || s.Stopped {
 		p.stop = true
 		p.end(sandbox.Exit{At: time.Now()})
@@ -196,7 +196,7 @@ func (p *pod) pins() []specs.LinuxNamespaceType {
 func (p *pod) Save() (json.RawMessage, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := state{Stopped: p.stop}
+	s := state{Label: p.label, Stopped: p.stop}
 	if p.start {
 		s.Boot = record.Boot()
 	}
@@ -346,5 +346,3 @@ func (p *pod) containers() ([]string, error) {
 	}
 	return ids, nil
 }
-
-func join(err error, more ...error) error { return errors.Join(append([]error{err}, more...)...) }

@@ -222,13 +222,27 @@ func (w *Worker) refuse(proc *process, err error) error {
 	return errors.Join(fmt.Errorf("%s: %w", exe, err), pidfd.Signal(proc.file, unix.SIGKILL))
 }
 
+// last reads the record of the last worker; it is empty if there was none in
+// this boot, or none that can be read: it only helps.
+func (w *Worker) last() saved {
+	var s saved
+	if same, err := record.Read(filepath.Join(w.cfg.Dir, recordFile), &s); err != nil || !same {
+		return saved{}
+	}
+	return s
+}
+
+// recall takes the pids from the record, for those who ask before the worker
+// is adopted.
+func (w *Worker) recall() {
+	if s := w.last(); s.Pid != 0 {
+		w.pids = append([]uint32{uint32(s.Pid)}, s.Former...)
+	}
+}
+
 // note records the worker.
 func (w *Worker) note(pid int) error {
-	path := filepath.Join(w.cfg.Dir, recordFile)
-	var last saved
-	if same, err := record.Read(path, &last); err != nil || !same {
-		last = saved{} // it only helps
-	}
+	last := w.last()
 	start, err := pidfd.StartTime(pid)
 	if err != nil {
 		return err
@@ -238,7 +252,7 @@ func (w *Worker) note(pid int) error {
 		next.Former = slices.Insert(next.Former, 0, uint32(last.Pid))
 	}
 	next.Former = next.Former[:min(len(next.Former), maxFormer)]
-	if err := record.Write(path, next); err != nil {
+	if err := record.Write(filepath.Join(w.cfg.Dir, recordFile), next); err != nil {
 		return err
 	}
 	fpRecord.Hit()

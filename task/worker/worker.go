@@ -109,6 +109,7 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: cfg, reaper: reaper, keeper: hold.NewKeeper()}
 	w.life, w.close = context.WithCancel(context.Background())
+	w.recall()
 	if w.needed() {
 		w.mu.Lock()
 		w.begin(0)
