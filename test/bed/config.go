@@ -33,9 +33,10 @@ imports = []
 [plugins.'io.containerd.server.v1.ttrpc']
   address = '{{.Dir}}/sock.ttrpc'
 
+{{if .Shim}}
 [plugins.'io.containerd.shim.v1.manager']
-  socket_dir = '{{.Dir}}/shim'
-
+  socket_dir = '{{.Shim}}'
+{{end}}
 [plugins.'io.containerd.internal.v1.opt']
   path = '{{.Dir}}/opt'
 
@@ -112,10 +113,18 @@ const mirror = `server = "%[1]s"
   capabilities = ["pull", "resolve"]
 `
 
+// maxShim is the longest socket_dir that containerd takes; in a longer one it
+// looks for a place itself.
+const maxShim = 38
+
 func (b *Bed) configure() error {
+	shim := filepath.Join(b.Dir, "shim")
+	if len(shim) > maxShim {
+		shim = ""
+	}
 	var config bytes.Buffer
 	err := configuration.Execute(&config, map[string]string{
-		"Dir": b.Dir, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
+		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
 	})
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
