@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // lets managers set device rules
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
@@ -33,13 +34,16 @@ func saveCgroup(ref server.Ref, c *libcontainer.Container) error {
 		return err
 	}
 	config := *s.Config.Cgroups
-	config.Resources = &cgroups.Resources{}
+	config.Resources = nil
 	return record.Write(cgroupFile(ref), cgroup{Paths: s.CgroupPaths, Config: &config})
 }
 
 func loadCgroup(ref server.Ref) (cgroup, error) {
 	var g cgroup
 	_, err := record.Read(cgroupFile(ref), &g)
+	if err == nil && g.Config != nil {
+		g.Config.Resources = &cgroups.Resources{} // managers want one
+	}
 	return g, err
 }
 

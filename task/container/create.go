@@ -35,7 +35,7 @@ func (r *Runtime) create(ctx context.Context, ref server.Ref, p server.Process, 
 	if err != nil {
 		err = fmt.Errorf("create container %s: %w", ref.ID, err)
 		if derr := r.Delete(context.WithoutCancel(ctx), ref); derr != nil {
-			err = errors.Join(err, derr)
+			err = fmt.Errorf("%w; %w", err, derr)
 		}
 		return server.Started{}, err
 	}
