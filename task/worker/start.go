@@ -103,7 +103,8 @@ func (w *Worker) fork(exe string, files []*os.File) (int, error) {
 	case err != nil:
 		return 0, err
 	}
-	return p.Pid, p.Release()
+	pid := p.Pid // Release forgets it
+	return pid, p.Release()
 }
 
 // environ leaves out what is addressed to this daemon alone. A failpoint is
