@@ -25,7 +25,7 @@ const (
 	agentSocket = "agent.sock"
 	holdSocket  = "hold.sock"
 	logFile     = "log"
-	lockFile    = "lock"
+	lockFile    = "worker.lock"
 	recordFile  = "worker.json"
 )
 
