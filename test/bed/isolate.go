@@ -3,6 +3,7 @@ package bed
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -56,25 +57,34 @@ func Isolate() error {
 	return nil
 }
 
-// outer starts init in new namespaces, waits for it and removes its cgroup.
+// outer starts init in new namespaces, waits for it, and removes what is left
+// outside of them: a cgroup and a directory for temporary files.
 func outer() (int, error) {
 	// Pdeathsig is sent when the thread ends that started the process.
 	runtime.LockOSThread()
-	// A terminal sends Ctrl-C to all three processes: the innermost cleans up
-	// and ends, and so do the others.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	dir, err := os.MkdirTemp("", "k")
+	if err != nil {
+		return 0, err
+	}
+	if err := os.Chmod(dir, fs.ModeSticky|0o777); err != nil {
+		return 0, err
+	}
 	group := groupName(os.Getpid())
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), stage+"="+stageInit, groupVariable+"="+group)
+	cmd.Env = append(os.Environ(), stage+"="+stageInit, groupVariable+"="+group, "TMPDIR="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	err := cmd.Run()
-	if removeErr := removeGroup(group); removeErr != nil {
-		return 1, removeErr
+	err = cmd.Start()
+	if err == nil {
+		defer relay(cmd.Process.Pid)()
+		err = cmd.Wait()
+	}
+	if err := errors.Join(removeGroup(group), os.RemoveAll(dir)); err != nil {
+		return 1, err
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -88,7 +98,6 @@ func outer() (int, error) {
 func initialize() (int, error) {
 	// Of the cgroup namespace only this thread and its children are members.
 	runtime.LockOSThread()
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return 0, fmt.Errorf("make mounts private: %w", err)
 	}
@@ -108,7 +117,6 @@ func initialize() (int, error) {
 	if err := os.Setenv(stage, stageInner); err != nil {
 		return 0, err
 	}
-	signal.Reset(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	pid, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{
 		Env:   os.Environ(),
 		Files: []uintptr{0, 1, 2},
@@ -116,10 +124,25 @@ func initialize() (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", os.Args[0], err)
 	}
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer relay(pid)()
 	status, err := reap(pid)
 	// The kernel cannot end a frozen process, and waits for it.
 	return status, errors.Join(err, thaw())
+}
+
+// relay passes on to a child what asks this process to end, which itself ends
+// after the child. A terminal's Ctrl-C is not passed on: all of them get it.
+func relay(pid int) (stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		for s := range signals {
+			if s != syscall.SIGINT {
+				_ = syscall.Kill(pid, s.(syscall.Signal)) // it may have ended
+			}
+		}
+	}()
+	return func() { signal.Stop(signals) }
 }
 
 // reap waits for children until the one it is asked for ends.
