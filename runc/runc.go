@@ -94,15 +94,15 @@ type process struct {
 
 // Create implements sandbox.Backend.
 func (b *Backend) Create(_ context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
-	p, err := b.pod(spec)
+	p, err := b.pod(spec, b.Defaults())
 	if err != nil {
 		return nil, fmt.Errorf("create pod %s: %w", spec.ID, err)
 	}
 	return p, nil
 }
 
-func (b *Backend) pod(spec sandbox.Spec) (*pod, error) {
-	opts, err := parse(spec.Options.TOML, b.Defaults())
+func (b *Backend) pod(spec sandbox.Spec, defaults Options) (*pod, error) {
+	opts, err := parse(spec.Options.TOML, defaults)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +125,8 @@ func (b *Backend) pod(spec sandbox.Spec) (*pod, error) {
 // Restore implements sandbox.Backend. The pod runs if it did in this boot, its
 // namespaces are there and its init, if it had one, lives.
 func (b *Backend) Restore(_ context.Context, spec sandbox.Spec, saved json.RawMessage) (sandbox.Sandbox, error) {
-	p, err := b.pod(spec)
+	// The defaults have had their effect.
+	p, err := b.pod(spec, Options{})
 	if err != nil {
 		return nil, fmt.Errorf("restore pod %s: %w", spec.ID, err)
 	}
