@@ -94,6 +94,36 @@ func (b *Bed) Worker() (int, error) {
 	return 0, nil
 }
 
+// Helpers counts the processes that hold pods and do not belong to them, by
+// kind: "shim", "pause", "worker".
+func Helpers() (map[string]int, error) {
+	all, err := Processes()
+	if err != nil {
+		return nil, err
+	}
+	count := make(map[string]int)
+	for _, p := range all {
+		if kind := p.helper(); kind != "" {
+			count[kind]++
+		}
+	}
+	return count, nil
+}
+
+func (p Process) helper() string {
+	switch {
+	case len(p.Args) == 0:
+		return ""
+	case strings.HasPrefix(filepath.Base(p.Args[0]), "containerd-shim"):
+		return "shim"
+	case filepath.Base(p.Args[0]) == "pause" || p.Name == "pause" || slices.Contains(p.Args, "pause"):
+		return "pause"
+	case p.isWorker():
+		return "worker"
+	}
+	return ""
+}
+
 func (p Process) isWorker() bool {
 	return len(p.Args) > 1 && filepath.Base(p.Args[0]) == "kuasar-task" && p.Args[1] == "serve"
 }

@@ -48,7 +48,7 @@ func TestCtrRun(t *testing.T) {
 	n.ctr("run", "--detach", "--sandbox", p.ID, images.Busybox, "detached", "sleep", "100000")
 	contains(t, "tasks", n.ctr("tasks", "ls"), "detached", c.ID)
 	equal(t, "exec", n.ctr("tasks", "exec", "--exec-id", "e", "detached", "echo", "ok"), "ok")
-	equal(t, "agents", helpers(t)["agent"], 1)
+	equal(t, "workers", helpers(t)["worker"], 1)
 	equal(t, "shims", helpers(t)["shim"], 0)
 	n.ctr("tasks", "kill", "--signal", "SIGKILL", "detached")
 	n.ctr("tasks", "delete", "--force", "detached")

@@ -1,32 +1,16 @@
 package e2e
 
 import (
-	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
-// helpers are the processes that hold pods and do not belong to them.
 func helpers(t *testing.T) map[string]int {
 	t.Helper()
-	all, err := bed.Processes()
+	count, err := bed.Helpers()
 	if err != nil {
 		t.Fatal(err)
-	}
-	count := make(map[string]int)
-	for _, p := range all {
-		switch {
-		case len(p.Args) == 0:
-		case strings.HasPrefix(filepath.Base(p.Args[0]), "containerd-shim"):
-			count["shim"]++
-		case filepath.Base(p.Args[0]) == "pause" || p.Name == "pause" || slices.Contains(p.Args, "pause"):
-			count["pause"]++
-		case filepath.Base(p.Args[0]) == "kuasar-task":
-			count["agent"]++
-		}
 	}
 	return count
 }
@@ -47,7 +31,7 @@ func TestProcesses(t *testing.T) {
 	got := helpers(t)
 	equal(t, "shims", got["shim"], 0)
 	equal(t, "pause processes", got["pause"], 0)
-	equal(t, "agents", got["agent"], 1)
+	equal(t, "workers", got["worker"], 1)
 
 	for range pods {
 		stock.run(stock.pod(nil), nil)
@@ -55,5 +39,5 @@ func TestProcesses(t *testing.T) {
 	got = helpers(t)
 	equal(t, "shims with stock pods", got["shim"], pods)
 	equal(t, "pause processes with stock pods", got["pause"], pods)
-	equal(t, "agents", got["agent"], 1)
+	equal(t, "workers", got["worker"], 1)
 }
