@@ -12,6 +12,10 @@ import (
 // readyFD is where the daemon is told that the worker listens, if it is open.
 const readyFD = 3
 
+// lockFD is the daemon's lock on there being one worker. It is ours while we
+// live, so no child may have it.
+const lockFD = 4
+
 // seal makes this process run from a sealed copy of its binary in memory, by
 // executing itself again, and returns the descriptor to report to.
 //
@@ -23,6 +27,7 @@ func seal() (ready *os.File, err error) {
 	flags, err := unix.FcntlInt(readyFD, unix.F_GETFD, 0)
 	inherited := err == nil && flags&unix.FD_CLOEXEC == 0
 	if exeseal.IsSelfExeCloned() {
+		unix.CloseOnExec(lockFD)
 		if !inherited {
 			return nil, nil
 		}
