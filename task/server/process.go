@@ -192,7 +192,7 @@ func (p *process) config() stdio.Config {
 	return stdio.Config{
 		Namespace: p.c.namespace, Container: p.c.id,
 		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr,
-		Terminal: s.Terminal, StdinClosed: s.StdinClosed,
+		Terminal: s.Terminal, StdinClosed: s.StdinClosed, Retain: s.Retain,
 	}
 }
 

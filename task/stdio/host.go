@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/relay"
 )
 
 // Host is the Opener of an agent that shares a file system with containerd.
@@ -13,6 +14,7 @@ type Host struct {
 	reaper *pidfd.Reaper
 	loop   *loop
 	kept   *kept
+	relay  *relay.Relay
 }
 
 var _ Opener = (*Host)(nil)
@@ -30,11 +32,15 @@ func NewHost(r *pidfd.Reaper) (*Host, error) {
 	if _, err := l.add(k, k.inotify); err != nil {
 		return nil, errors.Join(err, l.close(), k.close())
 	}
-	return &Host{reaper: r, loop: l, kept: k}, nil
+	re, err := relay.New()
+	if err != nil {
+		return nil, errors.Join(err, l.close(), k.close())
+	}
+	return &Host{reaper: r, loop: l, kept: k, relay: re}, nil
 }
 
 // Close stops copying and gives up what was kept. Close every IO before.
-func (h *Host) Close() error { return errors.Join(h.loop.close(), h.kept.close()) }
+func (h *Host) Close() error { return errors.Join(h.loop.close(), h.kept.close(), h.relay.Close()) }
 
 // Open implements Opener.
 func (h *Host) Open(ctx context.Context, cfg Config) (IO, error) {

@@ -103,6 +103,8 @@ func (p *process) openOutput(ctx context.Context, cfg Config, i int, name string
 		return p.give(i, fd, n.name, err)
 	case n.mode != unix.S_IFIFO:
 		return kindError(n, "FIFO")
+	case cfg.Retain:
+		return p.retainOutput(ctx, i, n)
 	}
 	if p.terminal {
 		p.sink, p.ends[i].reader, err = outputEnds(ctx, n, unix.O_NONBLOCK)

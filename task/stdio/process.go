@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/relay"
 )
 
 // process is the IO of one process on a Host. While an ordinary one runs it
@@ -40,6 +42,7 @@ type end struct {
 	spool    string    // path of the FIFO before a log file
 	transfer *transfer // to that file
 	logger   *logger
+	stream   *relay.Stream // to the FIFO, if output is retained
 }
 
 func newProcess(h *Host, cfg Config) *process {
@@ -218,7 +221,7 @@ func (p *process) stopTransfers(keep bool) error {
 		}
 		switch {
 		case dst < 0:
-		case keep && isFIFO(dst):
+		case keep && isFIFO(dst) && p.ends[1].stream == nil:
 			var err error
 			watch, err = p.host.kept.keep(dst)
 			errs = append(errs, err)
@@ -268,6 +271,9 @@ func (p *process) Close() error {
 		}
 		if e.spool != "" {
 			err = errors.Join(err, unlink(e.spool))
+		}
+		if e.stream != nil {
+			err = errors.Join(err, e.stream.Close())
 		}
 		if e.logger != nil {
 			loggers = append(loggers, e.logger)

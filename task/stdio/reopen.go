@@ -69,6 +69,8 @@ func (p *process) reopenOutput(ctx context.Context, cfg Config, i int, name stri
 		return p.reopenLog(i, t.path)
 	case n.mode != unix.S_IFIFO:
 		return nil
+	case cfg.Retain:
+		return p.reretainOutput(i, n)
 	case p.terminal:
 		p.sink, err = n.open(unix.O_RDWR | unix.O_NONBLOCK)
 		return err

@@ -40,6 +40,7 @@ type Config struct {
 	Namespace, Container  string // what a logging program is told
 	Stdin, Stdout, Stderr string
 	Terminal              bool // Stderr is ignored then
+	Retain                bool // keep the newest output of FIFOs; see api.AgentClient.Retained
 	StdinClosed           bool // for Reopen: CloseStdin was called before
 }
 
