@@ -108,3 +108,17 @@ func TestOOM(t *testing.T) {
 		equal(t, "reason", status.Reason, "OOMKilled")
 	})
 }
+
+// TestResize changes the resources of a running pod, as kubelet tells it
+// after it has changed the pod's cgroup.
+func TestResize(t *testing.T) {
+	n := on(t, newBed(t, bed.Options{}), bed.Runc)
+	p := n.pod(nil)
+	c := n.run(p, nil)
+	_, err := n.Runtime.UpdatePodSandboxResources(n.ctx, &runtime.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: p.ID,
+		Resources:    &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 150000, MemoryLimitInBytes: 256 << 20},
+	})
+	n.must(err)
+	equal(t, "exec", n.exec(c, "echo ok"), "ok")
+}
