@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/fsnotify/fsnotify"
@@ -151,8 +152,15 @@ func (w *Worker) listening(ctx context.Context) (int, error) {
 			lock.Close()
 			return 0, fmt.Errorf("it died before it listened: %w", errors.Join(err, errdefs.ErrUnavailable))
 		}
+		// bind(2) of a socket is an event in the directory, but the listen(2)
+		// that follows is not.
+		var soon <-chan time.Time
+		if errors.Is(err, unix.ECONNREFUSED) {
+			soon = time.After(listenTime)
+		}
 		select {
 		case <-watch.Events:
+		case <-soon:
 		case <-ctx.Done():
 			return 0, fmt.Errorf("it lives and does not listen at %s: %w", path, ctx.Err())
 		}
@@ -198,7 +206,7 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 		return nil, err
 	}
 	if c.client, err = task.NewClient(ctx, nc); err != nil {
-		return nil, w.refuse(proc, err)
+		return nil, w.refuse(ctx, proc, err)
 	}
 	if err := w.note(proc.pid); err != nil {
 		return nil, err
@@ -208,7 +216,7 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 
 // refuse explains why a worker is of no use. If it holds nothing it makes way
 // for the one that is installed now.
-func (w *Worker) refuse(proc *process, err error) error {
+func (w *Worker) refuse(ctx context.Context, proc *process, err error) error {
 	if !errdefs.IsFailedPrecondition(err) {
 		return err
 	}
@@ -219,7 +227,12 @@ func (w *Worker) refuse(proc *process, err error) error {
 	if w.holds() {
 		return fmt.Errorf("%s holds containers and is of another release; it goes on holding them: %w", exe, err)
 	}
-	return errors.Join(fmt.Errorf("%s: %w", exe, err), pidfd.Signal(proc.file, unix.SIGKILL))
+	err = errors.Join(fmt.Errorf("%s: %w", exe, err), pidfd.Signal(proc.file, unix.SIGKILL))
+	select {
+	case <-proc.exit:
+	case <-ctx.Done():
+	}
+	return err
 }
 
 // last reads the record of the last worker; it is empty if there was none in
@@ -283,19 +296,34 @@ func (p *process) close(r *pidfd.Reaper) {
 
 // wait returns why the connection is of no use any more.
 func (c *conn) wait(life context.Context) string {
+	var why string
 	select {
 	case e := <-c.proc.exit:
-		if e.Unknown != "" {
-			return "it ended"
-		}
-		return fmt.Sprintf("it ended with status %d", e.Status)
+		return ended(e)
 	case <-c.client.Done():
-		return "its agent connection broke"
+		why = "its agent connection broke"
 	case <-c.link.Done():
-		return "its hold connection broke"
+		why = "its hold connection broke"
 	case <-life.Done():
 		return "the daemon stops"
 	}
+	// As a rule it is about to end: its sockets went first.
+	t := time.NewTimer(deathTime)
+	defer t.Stop()
+	select {
+	case e := <-c.proc.exit:
+		return ended(e)
+	case <-t.C:
+	case <-life.Done():
+	}
+	return why
+}
+
+func ended(e pidfd.Exit) string {
+	if e.Unknown != "" {
+		return "it ended"
+	}
+	return fmt.Sprintf("it ended with status %d", e.Status)
 }
 
 func (c *conn) close() {

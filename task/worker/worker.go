@@ -57,6 +57,14 @@ const (
 	// connectTime bounds a start, which takes some 20 ms on an idle machine.
 	connectTime = 30 * time.Second
 
+	// deathTime is how long a process that closed its sockets may take to end
+	// before it is connected to again.
+	deathTime = time.Second
+
+	// listenTime is how long after it made its socket a worker is asked again
+	// whether it listens.
+	listenTime = 10 * time.Millisecond
+
 	// A worker that lives less than steady gets its next start delayed: twice
 	// the last delay, within these bounds.
 	steady   = 10 * time.Second
@@ -269,15 +277,11 @@ func (w *Worker) needed() bool {
 	return errors.Is(err, errBusy)
 }
 
-// holds says whether the worker has, or had, containers.
+// holds says whether the worker has, or had, containers: it keeps a directory
+// for each, below one for its namespace.
 func (w *Worker) holds() bool {
-	f, err := os.Open(filepath.Join(w.cfg.Dir, "containers"))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	names, _ := f.Readdirnames(1)
-	return len(names) > 0
+	found, err := filepath.Glob(filepath.Join(w.cfg.Dir, "containers", "*", "*"))
+	return err == nil && len(found) > 0
 }
 
 // pause is false if the daemon stops meanwhile.
