@@ -1,76 +1,92 @@
-// Package hold keeps a worker's file descriptors alive in the daemon, and
-// gives them back to the next worker: one outlives the other's death.
+// Package hold keeps the worker's file descriptors in the daemon too: pidfds,
+// which alone tell how a process ended whose parent died, and the masters of
+// terminals, which end with their last holder.
+//
+// The worker (Holder) listens on a socket and the daemon (Keeper) connects.
+// Either outlives the other's death, and after it the survivor gives the other
+// one what it has:
+//
+//	Keeper                          Holder
+//	   │ hold key+fd, for all it has  │
+//	   │─────────────────────────────►│
+//	   │ done                         │
+//	   │─────────────────────────────►│ Restore returns, the first time
+//	   │ hold key+fd, for all others  │ drop key, for what was dropped
+//	   │◄─────────────────────────────│
+//	   │ done                         │
+//	   │◄─────────────────────────────│
+//	   │ Connect returns              │
+//	   │ hold key+fd, drop key, …     │
+//	   │◄─────────────────────────────│
+//
+// A message is one packet of JSON on a SOCK_SEQPACKET unix socket, with the
+// descriptor as SCM_RIGHTS (unix(7)). Whoever breaks this protocol is
+// disconnected.
 package hold
 
 import (
-	"context"
+	"fmt"
 	"os"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
-// Kinds of descriptors.
+// Kinds of descriptors, for Key.
 const (
 	Pidfd = "pidfd"
 	Pty   = "pty"
 )
 
-// Key names a descriptor.
+const (
+	// maxKey is in bytes. Three identifiers of containerd have up to 76 each.
+	maxKey = 512
+
+	// maxHeld bounds what a peer can make us hold. RLIMIT_NOFILE of the daemon
+	// is lower on most nodes.
+	maxHeld = 1 << 16
+)
+
+// Key names a descriptor of a container (exec is empty) or of an exec in it.
 func Key(namespace, container, exec, kind string) string {
-	return namespace + "/" + container + "/" + exec + "/" + kind
+	return strings.Join([]string{namespace, container, exec, kind}, "/")
 }
 
-// Holder is the worker's end.
-type Holder struct{}
-
-// Listen makes the worker's end.
-func Listen(path string) (*Holder, error) { return nil, errdefs.ErrNotImplemented }
-
-// Restore waits for the daemon.
-func (h *Holder) Restore(ctx context.Context) (map[string]*os.File, error) {
-	return nil, errdefs.ErrNotImplemented
+func checkKey(key string) error {
+	bad := func(r rune) bool { return r == utf8.RuneError || unicode.IsControl(r) }
+	if key == "" || len(key) > maxKey || strings.ContainsFunc(key, bad) {
+		return fmt.Errorf("key %.80q of %d bytes: want 1 to %d bytes of printable UTF-8: %w", key, len(key), maxKey, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
-// Hold gives f to the daemon.
-func (h *Holder) Hold(key string, f *os.File) error { return errdefs.ErrNotImplemented }
-
-// Drop lets go of key.
-func (h *Holder) Drop(key string) {}
-
-// DropAll lets go of all keys with prefix.
-func (h *Holder) DropAll(prefix string) {}
-
-// Close ends the holder.
-func (h *Holder) Close() error { return nil }
-
-// Keeper is the daemon's end.
-type Keeper struct{}
-
-// Link is one connection to a worker.
-type Link struct{}
-
-// NewKeeper makes an empty one.
-func NewKeeper() *Keeper { return &Keeper{} }
-
-// Connect dials a worker.
-func (k *Keeper) Connect(ctx context.Context, path string) (*Link, error) {
-	return nil, errdefs.ErrNotImplemented
+// duplicate makes another descriptor of f's description.
+func duplicate(f *os.File) (int, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	if cerr := conn.Control(func(old uintptr) { fd, err = dup(int(old)) }); cerr != nil {
+		return -1, cerr
+	}
+	return fd, err
 }
 
-// Done is closed when the connection ended.
-func (l *Link) Done() <-chan struct{} { return nil }
+func dup(fd int) (int, error) {
+	d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate descriptor: %w", err)
+	}
+	return d, nil
+}
 
-// Close ends the connection.
-func (l *Link) Close() error { return nil }
-
-// Keys lists what is held.
-func (k *Keeper) Keys() []string { return nil }
-
-// Get duplicates a descriptor.
-func (k *Keeper) Get(key string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
-
-// Clear closes all.
-func (k *Keeper) Clear() {}
-
-// Close ends the keeper.
-func (k *Keeper) Close() error { return nil }
+// rescue turns a panic over what a peer sent into the end of its connection.
+func rescue(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("panic over a peer's message: %v: %w", r, errdefs.ErrInternal)
+	}
+}
