@@ -3,6 +3,7 @@ package bed
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,9 @@ func (b *Bed) finish(t testing.TB) {
 	}
 	if t.Failed() {
 		t.Logf("the end of the daemon's log:\n%s", tail(b.Log(0), 60))
+		if log, err := os.ReadFile(filepath.Join(b.State(), "kuasar/worker/log")); err == nil {
+			t.Logf("the end of the worker's log:\n%s", tail(string(log), 30))
+		}
 	}
 	if err := b.Close(); err != nil {
 		t.Error(err)
