@@ -68,6 +68,9 @@ type worker struct {
 }
 
 func newWorker(dir string) (_ *worker, err error) {
+	if path := filepath.Join(dir, "agent.sock"); len(path) > maxSocket {
+		return nil, fmt.Errorf("socket path %s has %d bytes, the kernel takes %d: use a shorter state directory", path, len(path), maxSocket)
+	}
 	w := &worker{}
 	defer func() {
 		if err != nil {
@@ -187,9 +190,6 @@ func lock(dir string) (*os.File, error) {
 }
 
 func listen(path string) (net.Listener, error) {
-	if len(path) > maxSocket {
-		return nil, fmt.Errorf("socket path %s has %d bytes, the kernel takes %d: use a shorter state directory", path, len(path), maxSocket)
-	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
