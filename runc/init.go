@@ -198,7 +198,7 @@ func (p *pod) discard(ctx context.Context) error {
 func initRootfs(user *host.IDMap) []mount.Mount {
 	uid, gid := user.Root()
 	return []mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{
-		"nosuid", "nodev", "size=64k", "mode=755", fmt.Sprintf("uid=%d", uid), fmt.Sprintf("gid=%d", gid),
+		"nosuid", "size=64k", "mode=755", fmt.Sprintf("uid=%d", uid), fmt.Sprintf("gid=%d", gid),
 	}}}
 }
 
