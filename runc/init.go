@@ -222,7 +222,7 @@ func (p *pod) initSpec(program string, made []specs.LinuxNamespaceType) *specs.S
 		Process: &specs.Process{
 			Args: []string{"/kuasar-task", "pause"}, Cwd: "/",
 			NoNewPrivileges: true, Capabilities: &specs.LinuxCapabilities{},
-			SelinuxLabel: p.processLabel(),
+			// No SELinux label: a container's may not execute the host's files.
 		},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},

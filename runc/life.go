@@ -35,6 +35,7 @@ func (p *pod) Start(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.config, p.start = nil, true
+	p.ns.Sysctls = host.Sysctls{}
 	fpStarted.Hit()
 	return nil
 }
@@ -163,29 +164,27 @@ func (p *pod) kill(ctx context.Context) error {
 		return fmt.Errorf("list processes: %w", errgrpc.ToNative(err))
 	}
 	ctx = namespaces.WithNamespace(ctx, p.namespace)
-	for _, id := range ids {
-		alive := slices.ContainsFunc(list.Processes, func(q *api.Process) bool {
+	ids = slices.DeleteFunc(ids, func(id string) bool {
+		return !slices.ContainsFunc(list.Processes, func(q *api.Process) bool {
 			return q.Namespace == p.namespace && q.ContainerId == id && q.ExecId == "" && q.Status != api.Status_STATUS_STOPPED
 		})
-		if !alive {
-			continue
-		}
-		if err := end(ctx, agent, id); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
+	return end(ctx, agent, ids...)
 }
 
-// end kills a container and returns when it is gone.
-func end(ctx context.Context, agent *task.Client, id string) error {
-	_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(syscall.SIGKILL), All: true})
-	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("kill container %s: %w", id, err)
+// end kills containers and returns when they are gone.
+func end(ctx context.Context, agent *task.Client, ids ...string) error {
+	for _, id := range ids {
+		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(syscall.SIGKILL), All: true})
+		if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("kill container %s: %w", id, err)
+		}
 	}
-	_, err = agent.Wait(ctx, &taskapi.WaitRequest{ID: id})
-	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("wait for container %s: %w", id, err)
+	for _, id := range ids {
+		_, err := agent.Wait(ctx, &taskapi.WaitRequest{ID: id})
+		if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("wait for container %s: %w", id, err)
+		}
 	}
 	return nil
 }

@@ -137,6 +137,7 @@ func (b *Backend) Restore(_ context.Context, spec sandbox.Spec, saved json.RawMe
 		}
 	}
 	p.config, p.label = nil, s.Label
+	p.ns.Sysctls = host.Sysctls{}
 	if s.Boot != record.Boot() || s.Stopped {
 		p.stop = true
 		p.end(sandbox.Exit{At: time.Now()})
@@ -287,6 +288,12 @@ func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle
 	opts, err := p.opts.task(c.Options, p.systemd)
 	if err != nil {
 		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: %w", c.ID, p.id, err)
+	}
+	p.mu.Lock()
+	stop := p.stop
+	p.mu.Unlock()
+	if stop {
+		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: the pod stops: %w", c.ID, p.id, errdefs.ErrFailedPrecondition)
 	}
 	v := p.view()
 	if p.ns.PID != host.PIDHost && v.SharesPID(c.Spec) {

@@ -113,9 +113,12 @@ func mountShm(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	ok, err := mounted(path, unix.TMPFS_MAGIC)
-	if err != nil || ok {
+	own, err := device(path)
+	if err != nil {
 		return err
+	}
+	if parent, err := device(filepath.Dir(path)); err != nil || own != parent {
+		return err // it is there already
 	}
 	data := fmt.Sprintf("mode=1777,size=%d", shmSize)
 	if err := unix.Mount("shm", path, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {

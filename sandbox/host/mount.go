@@ -2,7 +2,6 @@ package host
 
 import (
 	"errors"
-	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -24,26 +23,24 @@ func unmount(path string) error {
 	}
 }
 
-// mounted says whether path is the root of a mount of file system type magic
-// (statfs(2)).
-func mounted(path string, magic int64) (bool, error) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+// fileSystem is the type (statfs(2)) of what path is on, 0 if it is not there.
+func fileSystem(path string) (int64, error) {
+	var fs unix.Statfs_t
+	err := unix.Statfs(path, &fs)
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+		return 0, nil
 	}
 	if err != nil {
-		return false, &os.PathError{Op: "statx", Path: path, Err: err}
+		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return false, fmt.Errorf("statx %s: the kernel does not tell mount points: Linux 5.8 does", path)
+	return int64(fs.Type), nil
+}
+
+// device is the number of the file system that path is on.
+func device(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return false, nil
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(path, &fs); err != nil {
-		return false, &os.PathError{Op: "statfs", Path: path, Err: err}
-	}
-	return int64(fs.Type) == magic, nil
+	return st.Dev, nil
 }

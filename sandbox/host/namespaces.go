@@ -41,7 +41,8 @@ func Pinned(dir string, t specs.LinuxNamespaceType) string {
 
 // IsPinned says whether there is a namespace at Pinned.
 func IsPinned(dir string, t specs.LinuxNamespaceType) (bool, error) {
-	return mounted(Pinned(dir, t), unix.NSFS_MAGIC)
+	kind, err := fileSystem(Pinned(dir, t))
+	return kind == unix.NSFS_MAGIC, err
 }
 
 // Pin makes the pod's ipc and uts namespaces and pins them, and sets hostname

@@ -37,10 +37,12 @@ type hierarchy struct {
 	cpuset bool
 }
 
-// hierarchies finds each once, by its device.
+// hierarchies finds each once, by its device: where most of it is visible. In
+// a container that may be a part of it.
 func hierarchies(mountinfo string) []hierarchy {
 	var found []hierarchy
-	seen := map[string]bool{}
+	roots := map[string]string{}
+	index := map[string]int{}
 	for line := range strings.Lines(mountinfo) {
 		// proc_pid_mountinfo(5): 3rd device, 4th root, 5th mount point, then
 		// after a dash: type, source, options.
@@ -49,13 +51,19 @@ func hierarchies(mountinfo string) []hierarchy {
 		if !ok || len(f) < 5 || len(t) < 3 || (t[0] != "cgroup" && t[0] != "cgroup2") {
 			continue
 		}
-		// Only a mount of the whole tree leads out of our own cgroup.
-		if f[3] != "/" || seen[f[2]] {
+		device, root, path := f[2], f[3], unescape(f[4])
+		former, again := roots[device]
+		if again && len(root) >= len(former) {
 			continue
 		}
-		seen[f[2]] = true
+		roots[device] = root
+		if again {
+			found[index[device]].path = path
+			continue
+		}
+		index[device] = len(found)
 		options := "," + t[2] + ","
-		found = append(found, hierarchy{path: unescape(f[4]), cpuset: t[0] == "cgroup" && strings.Contains(options, ",cpuset,")})
+		found = append(found, hierarchy{path: path, cpuset: t[0] == "cgroup" && strings.Contains(options, ",cpuset,")})
 	}
 	return found
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,10 +25,6 @@ var (
 	fpSettle = failpoint.New("worker/start/settle")
 	fpReady  = failpoint.New("worker/start/ready")
 )
-
-// maxLog is the size in bytes at which the log of workers before is put aside
-// when one starts; there is one older file, log.old.
-const maxLog = 1 << 20
 
 // start runs kuasar-task and returns once it listens. It inherits lock.
 func (w *Worker) start(ctx context.Context, lock *os.File) (_ *process, err error) {
@@ -168,38 +163,4 @@ func await(ctx context.Context, ready *os.File) error {
 		return fmt.Errorf("it says %q and not that it listens: is it kuasar-task? %w", b, errdefs.ErrFailedPrecondition)
 	}
 	return nil
-}
-
-func (w *Worker) openLog() (*os.File, int64, error) {
-	path := filepath.Join(w.cfg.Dir, logFile)
-	if info, err := os.Stat(path); err == nil && info.Size() > maxLog {
-		if err := os.Rename(path, path+".old"); err != nil {
-			return nil, 0, fmt.Errorf("put the log aside: %w", err)
-		}
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, 0, fmt.Errorf("open the log: %w", err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, 0, fmt.Errorf("open the log: %w", err)
-	}
-	return f, info.Size(), nil
-}
-
-// tail is the end of what the worker wrote since offset, for an error.
-func tail(log *os.File, offset int64) string {
-	const most = 512
-	if info, err := log.Stat(); err == nil {
-		offset = max(offset, info.Size()-most)
-	}
-	b := make([]byte, most)
-	n, _ := log.ReadAt(b, offset)
-	said := strings.TrimSpace(string(b[:n]))
-	if said == "" {
-		return ""
-	}
-	return fmt.Sprintf(" (it said: %q)", said)
 }

@@ -19,10 +19,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -61,6 +63,10 @@ const (
 	// before it is connected to again.
 	deathTime = time.Second
 
+	// failTime is how long the error of a start is repeated before another
+	// start is tried.
+	failTime = 100 * time.Millisecond
+
 	// listenTime is how long after it made its socket a worker is asked again
 	// whether it listens.
 	listenTime = 10 * time.Millisecond
@@ -83,11 +89,15 @@ type Worker struct {
 	close context.CancelFunc
 	runs  sync.WaitGroup
 
+	calls atomic.Uint32 // of Agent
+
 	mu      sync.Mutex
 	session *session // nil when idle
 	delay   time.Duration
-	starts  int      // of this daemon
-	pids    []uint32 // of all workers known, newest first
+	failure error     // of the last start, until
+	until   time.Time // another may be tried
+	starts  int       // of this daemon
+	pids    []uint32  // of all workers known, newest first
 }
 
 // session is one connection, from the wish for it to its loss.
@@ -108,7 +118,11 @@ func New(cfg Config) (*Worker, error) {
 				p, len(p), maxPath, errdefs.ErrInvalidArgument)
 		}
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	// Containers of other users pass beside it, to their root file systems.
+	if err := os.MkdirAll(filepath.Dir(cfg.Dir), 0o711); err != nil {
+		return nil, fmt.Errorf("make directory of worker: %w", err)
+	}
+	if err := os.Mkdir(cfg.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make directory of worker: %w", err)
 	}
 	reaper, err := pidfd.NewReaper()
@@ -147,6 +161,11 @@ func (w *Worker) Agent(ctx context.Context) (*task.Client, error) {
 			return nil, fmt.Errorf("connect worker: the daemon stops: %w", errdefs.ErrUnavailable)
 		}
 		s := w.session
+		if s == nil && time.Now().Before(w.until) {
+			err := w.failure
+			w.mu.Unlock()
+			return nil, err
+		}
 		if s == nil {
 			s = w.begin(0)
 		}
@@ -162,6 +181,7 @@ func (w *Worker) Agent(ctx context.Context) (*task.Client, error) {
 		select {
 		case <-s.client.Done():
 		default:
+			w.tend()
 			return s.client, nil
 		}
 		select {
@@ -229,6 +249,8 @@ func (w *Worker) failed(s *session) {
 	close(s.ready)
 	w.session = nil
 	close(s.over)
+	// Many may ask, and each attempt is a process.
+	w.failure, w.until = s.err, time.Now().Add(failTime)
 	if !retry {
 		return
 	}

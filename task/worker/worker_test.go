@@ -394,29 +394,39 @@ func TestHierarchies(t *testing.T) {
 31 1 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
 32 1 0:28 / /sys/fs/cgroup/uni\040fied rw - cgroup2 cgroup2 rw,nsdelegate
 33 1 0:27 / /mnt/again rw - cgroup cgroup rw,xattr,name=systemd
-34 1 0:29 /pod /mnt/part rw - cgroup cgroup rw,memory
+34 1 0:29 /box/pod /mnt/part rw - cgroup cgroup rw,memory
+35 1 0:29 /box /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
 broken
 `
-	want := []hierarchy{{"/sys/fs/cgroup/cpuset", true}, {"/sys/fs/cgroup/systemd", false}, {"/sys/fs/cgroup/uni fied", false}}
+	want := []hierarchy{
+		{"/sys/fs/cgroup/cpuset", true}, {"/sys/fs/cgroup/systemd", false},
+		{"/sys/fs/cgroup/uni fied", false}, {"/sys/fs/cgroup/memory", false},
+	}
 	if got := hierarchies(mounts); !slices.Equal(got, want) {
 		t.Errorf("got %+v", got)
 	}
 }
 
 func TestLogIsPutAside(t *testing.T) {
-	dir := t.TempDir()
-	w := &Worker{cfg: Config{Dir: dir}}
-	path := filepath.Join(dir, logFile)
-	if err := os.WriteFile(path, make([]byte, maxLog+1), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, offset, err := w.openLog()
+	w := &Worker{cfg: Config{Dir: t.TempDir()}}
+	worker, offset, err := w.openLog()
 	if err != nil || offset != 0 {
 		t.Fatalf("offset %d, %v", offset, err)
 	}
-	defer f.Close()
-	if info, err := os.Stat(path + ".old"); err != nil || info.Size() != maxLog+1 {
-		t.Errorf("the old log: %v", err)
+	defer worker.Close()
+	if _, err := worker.Write(make([]byte, maxLog+1)); err != nil {
+		t.Fatal(err)
+	}
+	for range tendCalls {
+		w.tend()
+	}
+	if _, err := worker.WriteString("after"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int64{logFile: 5, logFile + ".old": maxLog + 1} {
+		if info, err := os.Stat(filepath.Join(w.cfg.Dir, name)); err != nil || info.Size() != want {
+			t.Errorf("%s: %v, %v, want %d bytes", name, info, err, want)
+		}
 	}
 }
 
