@@ -183,7 +183,12 @@ func (b *box) instance() (core.ControllerInstance, error) {
 		}
 	}
 	labels["oci_runtime_type"] = b.meta.Runtime
-	spec, err := typeurl.MarshalAny(describe(sandbox, b.spec))
+	oci := describe(sandbox, b.spec)
+	if oci.Process != nil && oci.Process.SelinuxLabel != "" {
+		// CRI derives the labels of the pod's containers from it.
+		labels["selinux_label"] = oci.Process.SelinuxLabel
+	}
+	spec, err := typeurl.MarshalAny(oci)
 	if err != nil {
 		return core.ControllerInstance{}, fmt.Errorf("describe sandbox %s: %w", b.spec.ID, err)
 	}
