@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
@@ -145,13 +146,11 @@ func (l *Live) Release(ctx context.Context, id string) error {
 	return guard("release container in", l.box.spec.ID, func() error { return l.Sandbox.Release(ctx, id) })
 }
 
-// List returns the ids of all sandboxes with when they were made.
-func (c *Controller) List() []Spec {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	specs := make([]Spec, 0, len(c.boxes))
-	for _, b := range c.boxes {
-		specs = append(specs, b.spec)
+// CreatedAt says when a sandbox was made, and whether it is one of ours.
+func (c *Controller) CreatedAt(id string) (at time.Time, found bool) {
+	b, err := c.box(id)
+	if err != nil {
+		return time.Time{}, false
 	}
-	return specs
+	return b.spec.CreatedAt, true
 }

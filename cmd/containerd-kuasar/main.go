@@ -8,10 +8,16 @@ import (
 
 	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins"
 	"github.com/containerd/containerd/v2/cmd/containerd/command"
+
+	"github.com/containerd-kuasar/containerd-kuasar/plugins"
 )
 
 func main() {
-	if err := command.App().Run(context.Background(), os.Args); err != nil {
+	err := plugins.Register()
+	if err == nil {
+		err = command.App().Run(context.Background(), os.Args)
+	}
+	if err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, "containerd-kuasar:", err)
 		os.Exit(1)
 	}
