@@ -29,7 +29,7 @@ func NewHost(r *pidfd.Reaper) (*Host, error) {
 	if err != nil {
 		return nil, errors.Join(err, k.close())
 	}
-	if _, err := l.add(k, k.inotify); err != nil {
+	if _, err := l.add(k, k.inotify.Fd()); err != nil {
 		return nil, errors.Join(err, l.close(), k.close())
 	}
 	re, err := relay.New()

@@ -1,12 +1,13 @@
 package stdio
 
 import (
-	"encoding/binary"
 	"fmt"
 	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/inotify"
 )
 
 // fionread asks how many bytes a pipe holds. FIONREAD and TIOCINQ are the same
@@ -20,18 +21,18 @@ const fionread = unix.TIOCINQ
 // empties the FIFO, of which inotify tells, the write end is closed: the reader
 // sees the end. A reader that was there all along sees the same.
 type kept struct {
-	inotify int
+	inotify *inotify.Instance
 
 	mu      sync.Mutex
 	outputs map[int32]int // inotify watch -> write end
 }
 
 func newKept() (*kept, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	i, err := inotify.New()
 	if err != nil {
-		return nil, fmt.Errorf("make inotify instance: %w", err)
+		return nil, err
 	}
-	return &kept{inotify: fd, outputs: map[int32]int{}}, nil
+	return &kept{inotify: i, outputs: map[int32]int{}}, nil
 }
 
 // keep takes over w, a write end of a FIFO, and closes it once the FIFO is
@@ -42,20 +43,20 @@ func (k *kept) keep(w int) (int32, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	watch, err := unix.InotifyAddWatch(k.inotify, "/proc/self/fd/"+strconv.Itoa(w), unix.IN_ACCESS)
+	watch, err := k.inotify.Add("/proc/self/fd/"+strconv.Itoa(w), unix.IN_ACCESS)
 	if err != nil {
 		unix.Close(w)
-		return 0, fmt.Errorf("keep unread output: watch FIFO: %w", err)
+		return 0, fmt.Errorf("keep unread output: %w", err)
 	}
-	if old, ok := k.outputs[int32(watch)]; ok { // the same FIFO, by another process
+	if old, ok := k.outputs[watch]; ok { // the same FIFO, by another process
 		unix.Close(old)
 	}
-	k.outputs[int32(watch)] = w
+	k.outputs[watch] = w
 	if empty(w) { // read before the watch
-		k.release(int32(watch))
+		k.release(watch)
 		return 0, nil
 	}
-	return int32(watch), nil
+	return watch, nil
 }
 
 // drop closes the write end, whether or not all was read.
@@ -71,26 +72,20 @@ func (k *kept) release(watch int32) {
 		return
 	}
 	delete(k.outputs, watch)
-	_, _ = unix.InotifyRmWatch(k.inotify, uint32(watch))
+	k.inotify.Remove(watch)
 	unix.Close(w)
 }
 
 // step implements copier.
 func (k *kept) step(_ uint64, buf []byte) {
-	for {
-		n, err := read(k.inotify, buf)
-		if n <= 0 || err != nil {
-			return
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for watch, mask := range k.inotify.Read(buf) {
+		if mask&unix.IN_Q_OVERFLOW != 0 {
+			k.all()
+		} else if w, ok := k.outputs[watch]; ok && empty(w) {
+			k.release(watch)
 		}
-		k.mu.Lock()
-		for watch, mask := range records(buf[:n]) {
-			if mask&unix.IN_Q_OVERFLOW != 0 {
-				k.all()
-			} else if w, ok := k.outputs[watch]; ok && empty(w) {
-				k.release(watch)
-			}
-		}
-		k.mu.Unlock()
 	}
 }
 
@@ -109,25 +104,10 @@ func (k *kept) close() error {
 	for watch := range k.outputs {
 		k.release(watch)
 	}
-	return unix.Close(k.inotify)
+	return k.inotify.Close()
 }
 
 func empty(pipe int) bool {
 	n, err := unix.IoctlGetInt(pipe, fionread)
 	return err != nil || n == 0
-}
-
-// records yields watch and mask of what was read from inotify: inotify(7).
-func records(b []byte) func(yield func(int32, uint32) bool) {
-	return func(yield func(int32, uint32) bool) {
-		for len(b) >= unix.SizeofInotifyEvent {
-			watch := int32(binary.NativeEndian.Uint32(b[0:]))
-			mask := binary.NativeEndian.Uint32(b[4:])
-			size := unix.SizeofInotifyEvent + uint64(binary.NativeEndian.Uint32(b[12:]))
-			if !yield(watch, mask) || size > uint64(len(b)) {
-				return
-			}
-			b = b[size:]
-		}
-	}
 }
