@@ -77,14 +77,14 @@ func removeCgroups() {
 
 // node is a state directory with a worker, as one life of a daemon has it.
 type node struct {
-	*testing.T
+	testing.TB
 	dir     string
 	backend *Backend
 	worker  *worker.Worker
 	pods    int
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it runs containers")
@@ -100,7 +100,7 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	must(t, os.Chmod(dir, 0o711))
-	n := &node{T: t, dir: dir}
+	n := &node{TB: t, dir: dir}
 	n.boot()
 	t.Cleanup(n.end)
 	return n
@@ -157,7 +157,7 @@ func (n *node) ctx() (context.Context, context.CancelFunc) {
 
 // box is a pod under test with what its Controller would keep of it.
 type box struct {
-	*testing.T
+	testing.TB
 	*pod
 	node  *node
 	spec  sandbox.Spec
@@ -179,7 +179,7 @@ func (n *node) spec(config *runtime.PodSandboxConfig, netns string) sandbox.Spec
 
 func (n *node) create(spec sandbox.Spec) *box {
 	n.Helper()
-	b := &box{T: n.T, node: n, spec: spec}
+	b := &box{TB: n.TB, node: n, spec: spec}
 	b.spec.Saved = func(context.Context) (err error) { b.saved, err = b.Save(); return err }
 	ctx, cancel := n.ctx()
 	defer cancel()
