@@ -154,7 +154,7 @@ var homes = []string{
 	"s/netns",
 	"s/kuasar/runc",
 	"s/kuasar/tasks/k8s.io",
-	"s/kuasar/worker/containers",
+	"s/kuasar/worker/containers/k8s.io",
 	"shim/s",
 	"ipam/bed",
 }
