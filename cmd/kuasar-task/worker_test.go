@@ -436,19 +436,25 @@ func (b *box) exec(id string, edit func(*taskapi.ExecProcessRequest), args ...st
 	if edit != nil {
 		edit(r)
 	}
-	p := *b.spec.Process
-	p.Args = args
-	data, err := json.Marshal(p)
-	if err != nil {
-		b.Fatal(err)
-	}
-	r.Spec = &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: data}
+	r.Spec = b.processSpec(args...)
 	ctx, cancel := b.ctx()
 	defer cancel()
 	if _, err := b.client.Exec(ctx, r); err != nil {
 		b.Fatal(err)
 	}
 	return out
+}
+
+// processSpec is that of another process in the container.
+func (b *box) processSpec(args ...string) *anypb.Any {
+	b.Helper()
+	p := *b.spec.Process
+	p.Args = args
+	data, err := json.Marshal(p)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: data}
 }
 
 func (b *box) startExec(id string) uint32 {

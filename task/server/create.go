@@ -99,7 +99,7 @@ func (s *Server) create(ctx context.Context, c *container, spec *specs.Spec) err
 	// A container from a checkpoint is made by Start: it has no moment in
 	// which it is made and does not run.
 	if err == nil && c.init.get().Checkpoint == "" {
-		err = s.launch(ctx, c.init, func(p Process) (Started, error) {
+		err = s.launch(ctx, c.init, created, func(p Process) (Started, error) {
 			p.Spec = spec
 			return c.runtime.Create(ctx, c.ref(), p)
 		})

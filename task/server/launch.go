@@ -20,9 +20,10 @@ var (
 	fpKnown  = failpoint.New("server/launch/known")
 )
 
-// launch starts p with its stdio and follows it. The caller has p's turn; an
-// exit is handled when it passes on. On error p's process is dead.
-func (s *Server) launch(ctx context.Context, p *process, start func(Process) (Started, error)) (err error) {
+// launch starts p with its stdio and follows it, and records what it is then.
+// The caller has p's turn; an exit is handled when it passes on. On error p's
+// process is dead.
+func (s *Server) launch(ctx context.Context, p *process, as status, start func(Process) (Started, error)) (err error) {
 	sio, err := s.cfg.Stdio.Open(ctx, p.config())
 	if err != nil {
 		return fmt.Errorf("open stdio of %s: %w", p, err)
@@ -48,7 +49,7 @@ func (s *Server) launch(ctx context.Context, p *process, start func(Process) (St
 	if err != nil {
 		return join(err, unix.Kill(st.Pid, unix.SIGKILL), closeFile(st.Master))
 	}
-	if err := s.adopt(ctx, p, fd, st, sio); err != nil {
+	if err := s.adopt(ctx, p, as, fd, st, sio); err != nil {
 		_ = pidfd.Signal(fd, unix.SIGKILL) // and the Reaper reaps it
 		s.release(p)
 		return join(err, fd.Close())
@@ -57,7 +58,7 @@ func (s *Server) launch(ctx context.Context, p *process, start func(Process) (St
 }
 
 // adopt makes everything that outlives this call know the process.
-func (s *Server) adopt(ctx context.Context, p *process, fd *os.File, st Started, sio stdio.IO) error {
+func (s *Server) adopt(ctx context.Context, p *process, as status, fd *os.File, st Started, sio stdio.IO) error {
 	s.hold(ctx, p.key(hold.Pidfd), fd)
 	if st.Master != nil {
 		s.hold(ctx, p.key(hold.Pty), st.Master)
@@ -68,7 +69,7 @@ func (s *Server) adopt(ctx context.Context, p *process, fd *os.File, st Started,
 		return join(err, closeFile(st.Master))
 	}
 	know := func(v *saved) { v.Pid, v.Start, v.Spec = st.Pid, start, nil }
-	if err := p.write(know); err != nil {
+	if err := p.write(func(v *saved) { know(v); v.Status = as }); err != nil {
 		return join(err, closeFile(st.Master))
 	}
 	fpKnown.Hit()

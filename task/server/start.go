@@ -66,7 +66,7 @@ func (s *Server) goOn(ctx context.Context, p *process) error {
 		if err != nil {
 			return err
 		}
-		if err := s.launch(ctx, p, func(proc Process) (Started, error) {
+		if err := s.launch(ctx, p, running, func(proc Process) (Started, error) {
 			proc.Spec = spec
 			return c.runtime.(Checkpointer).Restore(ctx, c.ref(), proc, image)
 		}); err != nil {
@@ -176,7 +176,7 @@ func (s *Server) startExec(ctx context.Context, p *process) error {
 	}
 	err := p.write(func(v *saved) { v.Status, v.Spec = running, nil })
 	if err == nil {
-		err = s.launch(ctx, p, func(proc Process) (Started, error) {
+		err = s.launch(ctx, p, running, func(proc Process) (Started, error) {
 			proc.Exec = &spec
 			return c.runtime.Exec(ctx, c.ref(), proc)
 		})
