@@ -32,13 +32,13 @@ type shape struct {
 
 func (b *bench) config(s shape) *runtime.PodSandboxConfig {
 	n := counter.Add(1)
-	network := runtime.NamespaceMode_POD
+	network, hostname := runtime.NamespaceMode_POD, "bench"
 	if s.hostNetwork {
-		network = runtime.NamespaceMode_NODE
+		network, hostname = runtime.NamespaceMode_NODE, "" // the host's
 	}
 	return &runtime.PodSandboxConfig{
 		Metadata:     &runtime.PodSandboxMetadata{Name: fmt.Sprintf("bench-%d", n), Uid: fmt.Sprint(n), Namespace: "bench"},
-		Hostname:     "bench",
+		Hostname:     hostname,
 		LogDirectory: b.Dir,
 		Linux: &runtime.LinuxPodSandboxConfig{
 			CgroupParent: "/bench",
