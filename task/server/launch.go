@@ -63,6 +63,7 @@ func (s *Server) adopt(ctx context.Context, p *process, as status, fd *os.File, 
 	if st.Master != nil {
 		s.hold(ctx, p.key(hold.Pty), st.Master)
 	}
+	s.holdOutput(ctx, p)
 	fpHeld.Hit()
 	start, err := pidfd.StartTime(st.Pid)
 	if err != nil {
@@ -102,11 +103,41 @@ func (s *Server) hold(ctx context.Context, key string, f *os.File) {
 	}
 }
 
+// outputs are the kinds of descriptors of FIFOs that this agent writes to.
+var outputs = [...]string{"stdout", "stderr"}
+
+// relayed are the FIFOs that the agent alone writes to, because the process
+// writes to something else. Their readers would see an end when it dies.
+func (v *saved) relayed() [len(outputs)]string {
+	switch {
+	case v.Terminal:
+		return [...]string{v.Stdout, ""}
+	case v.Retain:
+		return [...]string{v.Stdout, v.Stderr}
+	}
+	return [len(outputs)]string{}
+}
+
+func (s *Server) holdOutput(ctx context.Context, p *process) {
+	v := p.get()
+	for i, path := range v.relayed() {
+		if info, err := os.Stat(path); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+			continue // an URI, or nothing
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("container", p.c.id).Warn("cannot hold output: its reader sees an end if the agent dies")
+			continue
+		}
+		s.hold(ctx, p.key(outputs[i]), f)
+		f.Close()
+	}
+}
+
 // release undoes hold.
 func (s *Server) release(p *process) {
-	s.cfg.Holder.Drop(p.key(hold.Pidfd))
-	if p.get().Terminal {
-		s.cfg.Holder.Drop(p.key(hold.Pty))
+	for _, kind := range append(outputs[:], hold.Pidfd, hold.Pty) {
+		s.cfg.Holder.Drop(p.key(kind))
 	}
 }
 

@@ -162,6 +162,9 @@ func (s *Server) restoreInit(ctx context.Context, c *container, held map[string]
 // Its exit is handled once the caller passes on the turn.
 func (s *Server) follow(ctx context.Context, p *process, held map[string]*os.File) {
 	l := log.G(ctx).WithField("container", p.c.id).WithField("exec", p.exec)
+	for _, kind := range outputs { // they stay held, and are not needed here
+		_ = closeFile(take(held, p.key(kind)))
+	}
 	sio, err := s.cfg.Stdio.Reopen(ctx, p.config(), take(held, p.key(hold.Pty)))
 	if err != nil {
 		l.WithError(err).Error("stdio of process is lost")
