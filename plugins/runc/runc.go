@@ -5,6 +5,7 @@ package runc
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"sync"
 
 	"github.com/containerd/containerd/v2/plugins"
@@ -25,7 +26,7 @@ func init() {
 		Backend: func(ic *plugin.InitContext, _ string) (sandbox.Backend, error) {
 			w, err := worker.Get(ic)
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 			}
 			// CRI comes up later: it needs the sandboxers.
 			all, ctx := ic.Plugins(), ic.Context

@@ -86,6 +86,9 @@ func (w *Worker) lock() (*os.File, error) {
 
 // connect adopts the worker or starts one.
 func (w *Worker) connect(ctx context.Context) (*conn, error) {
+	if err := w.fits(); err != nil {
+		return nil, err
+	}
 	lock, err := w.lock()
 	if errors.Is(err, errBusy) {
 		c, err := w.adopt(ctx)

@@ -112,12 +112,6 @@ type session struct {
 // New returns at once. A worker that runs already is adopted in the
 // background, so that its descriptors are held here as soon as possible.
 func New(cfg Config) (*Worker, error) {
-	for _, name := range []string{agentSocket, holdSocket} {
-		if p := filepath.Join(cfg.Dir, name); len(p) > maxPath {
-			return nil, fmt.Errorf("socket path %s has %d bytes, the kernel allows %d: set a shorter `state` in containerd's configuration: %w",
-				p, len(p), maxPath, errdefs.ErrInvalidArgument)
-		}
-	}
 	// Containers of other users pass beside it, to their root file systems.
 	if err := os.MkdirAll(filepath.Dir(cfg.Dir), 0o711); err != nil {
 		return nil, fmt.Errorf("make directory of worker: %w", err)
@@ -138,6 +132,17 @@ func New(cfg Config) (*Worker, error) {
 		w.mu.Unlock()
 	}
 	return w, nil
+}
+
+// fits checks the paths of the sockets.
+func (w *Worker) fits() error {
+	for _, name := range []string{agentSocket, holdSocket} {
+		if p := filepath.Join(w.cfg.Dir, name); len(p) > maxPath {
+			return fmt.Errorf("socket path %s is too long: it has %d bytes and the kernel takes %d: set a shorter `state` in containerd's configuration: %w",
+				p, len(p), maxPath, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
 
 // Close drops the connection. The worker and its containers run on.

@@ -372,8 +372,13 @@ func TestWorkerThatIsAboutToListenIsAwaited(t *testing.T) {
 }
 
 func TestLongPath(t *testing.T) {
-	dir := "/" + strings.Repeat("x", 120)
-	if _, err := New(Config{Dir: dir}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "shorter") || !strings.Contains(err.Error(), dir) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 120))
+	w, err := New(Config{Dir: dir, Find: os.Executable})
+	if err != nil {
+		t.Fatalf("it must fail later, when somebody needs it: %v", err)
+	}
+	defer w.Close()
+	if _, err := w.Agent(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "too long") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("got %v", err)
 	}
 }
