@@ -122,7 +122,7 @@ func TestBadSpec(t *testing.T) {
 			s.Process = nil
 			return nil
 		}, "process"},
-		"without arguments": {oci.WithProcessArgs(), "args"},
+		"without arguments": {oci.WithProcessArgs(), "process"},
 		"without root": {func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 			s.Root = nil
 			return nil
