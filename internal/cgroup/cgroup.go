@@ -102,17 +102,17 @@ func ParseUint(b []byte) (v uint64, ok bool) {
 	return 0, err == nil
 }
 
-// Keyed yields the pairs of a "key value" per line file. Lines of another form
-// are passed over: kernels add some.
-func Keyed(b []byte) iter.Seq2[string, uint64] {
-	return func(yield func(string, uint64) bool) {
+// Keyed yields the pairs of a "key value" per line file; the keys are parts of
+// b. Lines of another form are passed over: kernels add some.
+func Keyed(b []byte) iter.Seq2[[]byte, uint64] {
+	return func(yield func([]byte, uint64) bool) {
 		for line := range bytes.Lines(b) {
 			key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
 			if !ok {
 				continue
 			}
 			v, ok := ParseUint(value)
-			if ok && !yield(string(key), v) {
+			if ok && !yield(key, v) {
 				return
 			}
 		}

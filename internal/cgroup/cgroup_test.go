@@ -62,7 +62,10 @@ func TestUint(t *testing.T) {
 }
 
 func TestKeyed(t *testing.T) {
-	got := maps.Collect(Keyed([]byte("low 0\noom_kill 7\n\nodd\nN0=1 x\nthree 1 2\nlast max")))
+	got := map[string]uint64{}
+	for key, v := range Keyed([]byte("low 0\noom_kill 7\n\nodd\nN0=1 x\nthree 1 2\nlast max")) {
+		got[string(key)] = v
+	}
 	want := map[string]uint64{"low": 0, "oom_kill": 7, "last": math.MaxUint64}
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
@@ -73,7 +76,7 @@ func FuzzKeyed(f *testing.F) {
 	f.Add([]byte("a 1\nb max\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for key := range Keyed(b) {
-			if !bytes.Contains(b, []byte(key)) {
+			if !bytes.Contains(b, key) {
 				t.Errorf("%q is not in %q", key, b)
 			}
 		}

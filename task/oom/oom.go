@@ -64,7 +64,7 @@ func (c counter) own(dir string) (uint64, error) {
 		return 0, err
 	}
 	for key, value := range cgroup.Keyed(b) {
-		if key == "oom_kill" {
+		if string(key) == "oom_kill" {
 			return value, nil
 		}
 	}
