@@ -50,6 +50,7 @@ type box struct {
 	cancel  context.CancelFunc // of a running Start
 
 	writing sync.Mutex // serializes the record's writers
+	removed bool       // guarded by writing: there is no record to write
 }
 
 func newBox(spec Spec, m meta) *box {
@@ -92,6 +93,9 @@ func (b *box) enter(ctx context.Context, next State) error {
 func (b *box) save(context.Context) error {
 	b.writing.Lock()
 	defer b.writing.Unlock()
+	if b.removed {
+		return nil
+	}
 	b.mu.Lock()
 	s := saved{Spec: b.spec, Meta: b.meta, State: b.state}
 	if b.exit != (Exit{}) {
@@ -149,6 +153,9 @@ const unknownStatus = 255
 // remove deletes the sandbox's directory.
 func (b *box) remove() error {
 	fpRemove.Hit()
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	b.removed = true
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(b.spec.Dir))
 	if err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", b.spec.ID, err)

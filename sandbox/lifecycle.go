@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -9,8 +10,8 @@ import (
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // cleanupTimeout bounds what is undone after a failed or canceled call.
@@ -72,8 +73,7 @@ func (c *Controller) start(ctx context.Context, b *box) error {
 func (c *Controller) discard(ctx context.Context, b *box) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	err := errors.Join(c.end(ctx, b), c.delete(ctx, b))
-	return err
+	return errors.Join(c.end(ctx, b), c.delete(ctx, b))
 }
 
 // Stop ends the sandbox and everything in it. Idempotent; it cancels a Start
@@ -188,7 +188,7 @@ func (b *box) instance() (core.ControllerInstance, error) {
 		// CRI derives the labels of the pod's containers from it.
 		labels["selinux_label"] = oci.Process.SelinuxLabel
 	}
-	spec, err := typeurl.MarshalAny(oci)
+	spec, err := json.Marshal(oci)
 	if err != nil {
 		return core.ControllerInstance{}, fmt.Errorf("describe sandbox %s: %w", b.spec.ID, err)
 	}
@@ -197,9 +197,13 @@ func (b *box) instance() (core.ControllerInstance, error) {
 		Pid:       pid(sandbox),
 		CreatedAt: b.spec.CreatedAt,
 		Labels:    labels,
-		Spec:      spec,
+		Spec:      &anypb.Any{TypeUrl: specType, Value: spec},
 	}, nil
 }
+
+// specType is how containerd's clients name an OCI spec (client.init in
+// containerd's client package).
+const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 // describe returns the sandbox's OCI spec, or the least that NRI reads.
 func describe(sandbox Sandbox, spec Spec) *specs.Spec {
