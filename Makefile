@@ -32,7 +32,7 @@ install: ## install the packages that building and testing need
 .PHONY: build
 build: ## build bin/: the daemon, the agent, and the stock shim and ctr
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-kuasar ./cmd/containerd-kuasar
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags "-static"' -o bin/kuasar-task ./cmd/kuasar-task
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -X main.version=$(VERSION) -extldflags "-static"' -o bin/kuasar-task ./cmd/kuasar-task
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-runc-v2 $(CONTAINERD)/cmd/containerd-shim-runc-v2
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctr $(CONTAINERD)/cmd/ctr
 

@@ -49,6 +49,23 @@ func TestBadHandler(t *testing.T) {
 	}
 }
 
+// TestBadAgent runs a pod where the agent's program is missing or another.
+func TestBadAgent(t *testing.T) {
+	for name, test := range map[string]struct{ path, want string }{
+		"missing":     {"/no/such/kuasar-task", "/no/such/kuasar-task"},
+		"a directory": {"/etc", "/etc"},
+		"another":     {"/bin/true", "/bin/true"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, bed.Options{Config: fmt.Sprintf("[plugins.'io.containerd.kuasar.v1.worker']\npath = '%s'\n", test.path)})
+			n := on(t, b, bed.Runc)
+			_, err := n.RunPod(n.ctx, n.handler, nil)
+			refused(t, err, test.want)
+			works(on(t, b, bed.Stock))
+		})
+	}
+}
+
 // refused holds that something failed and that the error names its cause.
 func refused(t testing.TB, err error, names ...string) {
 	t.Helper()
