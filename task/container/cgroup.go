@@ -84,6 +84,9 @@ func (g cgroup) pids() ([]int, error) {
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	}
+	// 0 stands for a process that cannot be seen from here. To signal it would
+	// signal us.
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid <= 1 })
 	slices.Sort(pids)
 	return pids, err
 }

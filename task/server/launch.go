@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
@@ -45,6 +46,9 @@ func (s *Server) launch(ctx context.Context, p *process, as status, start func(P
 		return err
 	}
 	fpForked.Hit()
+	if st.Pid <= 1 { // to signal such a number would reach every process
+		return join(fmt.Errorf("%s has pid %d: %w", p, st.Pid, errdefs.ErrInternal), closeFile(st.Master))
+	}
 	fd, err := pidfd.Open(st.Pid, 0) // nobody reaps it before end
 	if err != nil {
 		return join(err, unix.Kill(st.Pid, unix.SIGKILL), closeFile(st.Master))
