@@ -143,9 +143,6 @@ func (t *Task) create(ctx context.Context, spec *specs.Spec, opts runtime.Create
 		return errgrpc.ToNative(err)
 	}
 	fpCreated.Hit()
-	if err := t.holdOutput(); err != nil {
-		return err
-	}
 	t.process.mu.Lock()
 	t.process.pid = resp.Pid
 	t.process.mu.Unlock()
@@ -235,7 +232,6 @@ func (t *Task) release(ctx context.Context) error {
 	if err := t.erase(); err != nil {
 		return err
 	}
-	t.letOutput()
 	t.runtime.forget(t)
 	return nil
 }

@@ -127,7 +127,6 @@ func (p *process) exited(e exit) {
 		ContainerID: p.task.key.id, ID: p.ID(), Pid: pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
 	})
 	if p.exec == "" {
-		p.task.letOutput()
 		if err := p.task.save(func(s *saved) { s.Exit = &e }); err != nil {
 			log.G(p.task.runtime.life).WithError(err).WithField("id", p.task.key.id).Warn("exit is not recorded: a restart publishes it again")
 		}

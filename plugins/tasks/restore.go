@@ -122,13 +122,6 @@ func (t *Task) restore(ctx context.Context) {
 		return
 	}
 	if t.saved.Retain {
-		select {
-		case <-t.done:
-		default:
-			if err := t.holdOutput(); err != nil {
-				log.WithError(err).Warn("output ends if the agent dies")
-			}
-		}
 		if n, err := t.completeLog(ctx); err != nil {
 			log.WithError(err).Warn("output that a former daemon had in hand is not in the log")
 		} else if n > 0 {

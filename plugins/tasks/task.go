@@ -29,17 +29,16 @@ type Task struct {
 	runtime  *Runtime
 	sandbox  *sandbox.Live
 
-	mu      sync.Mutex
-	saved   saved
-	execs   map[string]*process
-	client  *task.Client // the agent that has the task, as far as known
-	outputs [2]int       // descriptors of stdout's and stderr's FIFO, see holdOutput
+	mu     sync.Mutex
+	saved  saved
+	execs  map[string]*process
+	client *task.Client // the agent that has the task, as far as known
 
 	writing sync.Mutex // serializes the record's writers
 }
 
 func (r *Runtime) newTask(k key, live *sandbox.Live, s saved) *Task {
-	t := &Task{key: k, runtime: r, sandbox: live, saved: s, execs: map[string]*process{}, outputs: none}
+	t := &Task{key: k, runtime: r, sandbox: live, saved: s, execs: map[string]*process{}}
 	t.process = newProcess(t, "", runtime.IO{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Terminal: s.Terminal})
 	t.process.pid = s.Pid
 	return t
