@@ -82,7 +82,11 @@ func (s *Server) restore(ctx context.Context, k key, held map[string]*os.File) e
 		defer p.pass()
 	}
 	s.settle(k, c)
-	if c.init.saved.Status != stopped && v.Pid != 0 {
+	switch {
+	case v.Status == stopped:
+		c.dying = true
+		close(c.init.done)
+	case v.Pid != 0:
 		s.restoreInit(ctx, c, held)
 	}
 	for _, p := range c.execs {

@@ -86,6 +86,11 @@ func (s *Server) await(ctx context.Context) error {
 	select {
 	case <-s.ready:
 		return nil
+	default:
+	}
+	select {
+	case <-s.ready:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("agent is not restored: it waits for the daemon's connection to hold.sock: %w: %w",
 			context.Cause(ctx), errdefs.ErrUnavailable)
