@@ -72,10 +72,13 @@ func (p *pod) make(context.Context) error {
 	if err := host.MakeFiles(p.dir, p.config, p.ns.User); err != nil {
 		return err
 	}
-	switch {
-	case p.ns.User == nil:
+	if p.ns.User == nil {
 		return host.Pin(p.dir, p.ns)
-	case p.ns.Net != "":
+	}
+	if err := host.Passable(p.dir); err != nil {
+		return err
+	}
+	if p.ns.Net != "" {
 		return host.PinOwner(p.dir, p.ns.Net)
 	}
 	return nil

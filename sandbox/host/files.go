@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -64,6 +65,24 @@ func MakeFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error 
 
 // RemoveFiles unmounts /dev/shm. The files go with the directory. Idempotent.
 func RemoveFiles(dir string) error { return unmount(filepath.Join(dir, "shm")) }
+
+// Passable says whether any user may pass through dir and all above it, as the
+// root of a user namespace must to reach a root file system in it.
+func Passable(dir string) error {
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o001 == 0 {
+			return fmt.Errorf("users of pods with a user namespace cannot pass through %s (mode %s): let them with chmod o+x: %w",
+				dir, info.Mode().Perm(), errdefs.ErrFailedPrecondition)
+		}
+		if dir == "/" || dir == "." {
+			return nil
+		}
+	}
+}
 
 func hostIPC(config *runtime.PodSandboxConfig) bool {
 	return config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtime.NamespaceMode_NODE

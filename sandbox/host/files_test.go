@@ -3,9 +3,11 @@ package host
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -113,5 +115,24 @@ func TestFilesBelongToTheContainersRoot(t *testing.T) {
 	}
 	if err := RemoveFiles(dir); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestPassable(t *testing.T) {
+	dir := t.TempDir()
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if info, err := os.Stat(d); err == nil && info.Mode().Perm()&1 == 0 {
+			must(t, os.Chmod(d, 0o711))
+		}
+	}
+	closed := filepath.Join(dir, "closed")
+	deep := filepath.Join(closed, "deep")
+	must(t, os.MkdirAll(deep, 0o711))
+	if err := Passable(deep); err != nil {
+		t.Error(err)
+	}
+	must(t, os.Chmod(closed, 0o700))
+	if err := Passable(deep); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), closed+" ") {
+		t.Errorf("got %v", err)
 	}
 }

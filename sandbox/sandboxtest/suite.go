@@ -66,6 +66,10 @@ func newBench(t *testing.T, s Suite) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// As containerd's state directory: users of pods pass through it.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "sandboxtest"), deadline)
 	b := &bench{t: t, s: s, ctx: ctx, dir: dir}
 	b.open()
