@@ -297,36 +297,37 @@ func (p *process) close(r *pidfd.Reaper) {
 	p.file.Close()
 }
 
-// wait returns why the connection is of no use any more.
-func (c *conn) wait(life context.Context) string {
+// wait returns when the connection is of no use any more, with a message and
+// a cause for the log.
+func (c *conn) wait(life context.Context) (message, cause string) {
 	var why string
 	select {
 	case e := <-c.proc.exit:
-		return ended(e)
+		return died(e)
 	case <-c.client.Done():
 		why = "its agent connection broke"
 	case <-c.link.Done():
 		why = "its hold connection broke"
 	case <-life.Done():
-		return "the daemon stops"
+		return "worker is left", "the daemon stops"
 	}
 	// As a rule it is about to end: its sockets went first.
 	t := time.NewTimer(deathTime)
 	defer t.Stop()
 	select {
 	case e := <-c.proc.exit:
-		return ended(e)
+		return died(e)
 	case <-t.C:
 	case <-life.Done():
 	}
-	return why
+	return "worker lost", why
 }
 
-func ended(e pidfd.Exit) string {
+func died(e pidfd.Exit) (message, cause string) {
 	if e.Unknown != "" {
-		return "it ended"
+		return "worker died", e.Unknown
 	}
-	return fmt.Sprintf("it ended with status %d", e.Status)
+	return "worker died", fmt.Sprintf("status %d", e.Status)
 }
 
 func (c *conn) close() {

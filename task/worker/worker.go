@@ -235,13 +235,13 @@ func (w *Worker) run(s *session, delay time.Duration) {
 	began := time.Now()
 	s.client = c.client
 	close(s.ready)
-	why := c.wait(w.life)
+	message, cause := c.wait(w.life)
 	c.close()
 	if w.life.Err() != nil {
 		close(s.over)
 		return
 	}
-	log.G(w.life).WithFields(log.Fields{"pid": c.proc.pid, "cause": why}).Warn("worker lost")
+	log.G(w.life).WithFields(log.Fields{"pid": c.proc.pid, "cause": cause}).Warn(message)
 	w.lost(s, time.Since(began) >= steady)
 }
 
