@@ -17,12 +17,12 @@ import (
 
 // Metrics reads the usage of a cgroup, and of those below it, as a *v1.Metrics
 // or *v2.Metrics. paths are libcontainer's: of v1 by controller, of v2 under
-// "". What the kernel or the cgroup does not have is 0 or nil. A cgroup that
+// "", which beside v1 (the hybrid mode) has no controllers. What the kernel or the cgroup does not have is 0 or nil. A cgroup that
 // is gone is errdefs.ErrNotFound.
 func Metrics(paths map[string]string) (typeurl.Any, error) {
 	var m any
 	var r reader
-	if dir := paths[""]; dir != "" {
+	if dir := paths[""]; dir != "" && len(paths) == 1 {
 		m = r.v2(dir)
 	} else {
 		m = r.v1(paths)

@@ -126,6 +126,17 @@ func TestV1LikeContainerd(t *testing.T) {
 	same(t, got, want)
 }
 
+func TestHybridIsV1(t *testing.T) {
+	dir := t.TempDir()
+	put(t, "8192", dir, "memory", "memory.usage_in_bytes")
+	put(t, "usage_usec 1\n", dir, "unified", "cpu.stat")
+	paths := v1Paths(dir)
+	paths[""] = filepath.Join(dir, "unified")
+	if got := metrics[*v1.Metrics](t, paths).Memory.Usage.Usage; got != 8192 {
+		t.Errorf("%d bytes of memory", got)
+	}
+}
+
 // likeContainerd asks the controllers that root has.
 func likeContainerd(t *testing.T, root, path string) *v1.Metrics {
 	t.Helper()
