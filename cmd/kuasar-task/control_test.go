@@ -68,7 +68,7 @@ func TestKill(t *testing.T) {
 
 func TestKillAll(t *testing.T) {
 	n := newNode(t)
-	b := n.newBox("sh", "-c", "sleep 1000 & trap 'exit 6' TERM; echo up; wait; wait; exit 5").run()
+	b := n.newBox("sh", "-c", "trap 'exit 6' TERM; while :; do sleep 0.01; done").run()
 	b.exec("e", nil, "sleep", "1000")
 	b.startExec("e")
 	if err := b.tryKill("", 15, true); err != nil {
@@ -77,7 +77,9 @@ func TestKillAll(t *testing.T) {
 	if got := b.wait("e"); got != 143 {
 		t.Errorf("exec's exit status %d", got)
 	}
-	b.wait("")
+	if got := b.wait(""); got != 6 {
+		t.Errorf("exit status %d", got)
+	}
 }
 
 // joinHost makes the container live in the worker's pid namespace.

@@ -53,6 +53,9 @@ func (r *Runtime) Cgroups(_ context.Context, ref server.Ref) (map[string]string,
 	if err != nil {
 		return nil, fmt.Errorf("cgroup of container %s: %w", ref.ID, err)
 	}
+	if !cgroups.IsCgroup2UnifiedMode() {
+		delete(g.Paths, "") // of a hybrid host: it has no controllers
+	}
 	return g.Paths, nil
 }
 

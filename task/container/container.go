@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runc/libcontainer"
@@ -94,7 +95,8 @@ func (r *Runtime) Signal(ctx context.Context, ref server.Ref, sig unix.Signal) e
 	if len(pids) == 0 {
 		return fmt.Errorf("signal container %s: no process: %w", ref.ID, errdefs.ErrNotFound)
 	}
-	for _, pid := range pids {
+	// The oldest last: the exit of the first process may end the others.
+	for _, pid := range slices.Backward(pids) {
 		// One that is gone by now is as good as signalled.
 		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("signal container %s: process %d: %w", ref.ID, pid, err)
