@@ -4,6 +4,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -68,9 +69,12 @@ func killAt(t *testing.T, name string) {
 }
 
 // lifecycle does everything that has outside effects, to its end or to the
-// first error.
+// first error, in a pod that shares its processes: it has what others have, and
+// an init.
 func (n *node) lifecycle() error {
-	p, err := n.runPod(n.podConfig())
+	config := n.podConfig()
+	config.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}
+	p, err := n.runPod(config)
 	if err != nil {
 		return err
 	}
@@ -113,6 +117,10 @@ func (n *node) removeOthers(keep *pod) {
 	}
 }
 
+// deathTime is how long after an error the death that was its cause may go
+// unnoticed.
+const deathTime = 3 * time.Second
+
 // watchDeath returns a function that says whether the daemon or the worker
 // has died of SIGKILL since.
 func (n *node) watchDeath() func() bool {
@@ -121,7 +129,7 @@ func (n *node) watchDeath() func() bool {
 		select {
 		case <-n.Exited():
 			return true
-		default:
+		case <-time.After(deathTime):
 			return strings.Contains(n.Log(mark), "worker died")
 		}
 	}
