@@ -66,7 +66,8 @@ func (w *Worker) start(ctx context.Context, lock *os.File) (_ *process, err erro
 			proc.close(w.reaper)
 		}
 	}()
-	if err := w.settle(pid); err != nil {
+	// That it has ended already says await, which knows more about it.
+	if err := w.settle(pid); err != nil && !errors.Is(err, unix.ESRCH) {
 		return nil, err
 	}
 	fpSettle.Hit()
