@@ -108,16 +108,19 @@ func (s *Server) hold(ctx context.Context, key string, f *os.File) {
 }
 
 // outputs are the kinds of descriptors of FIFOs that this agent writes to.
-var outputs = [...]string{"stdout", "stderr"}
+var outputs = [...]string{"stdout", "stderr", "spool"}
 
 // relayed are the FIFOs that the agent alone writes to, because the process
 // writes to something else. Their readers would see an end when it dies.
 func (v *saved) relayed() [len(outputs)]string {
 	switch {
 	case v.Terminal:
-		return [...]string{v.Stdout, ""}
+		if v.Retain { // only the agent has its spool open, with what is in there
+			return [len(outputs)]string{v.Stdout, "", stdio.Spool(v.Stdout)}
+		}
+		return [len(outputs)]string{v.Stdout}
 	case v.Retain:
-		return [...]string{v.Stdout, v.Stderr}
+		return [len(outputs)]string{v.Stdout, v.Stderr}
 	}
 	return [len(outputs)]string{}
 }
@@ -128,7 +131,7 @@ func (s *Server) holdOutput(ctx context.Context, p *process) {
 		if info, err := os.Stat(path); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
 			continue // an URI, or nothing
 		}
-		f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("container", p.c.id).Warn("cannot hold output: its reader sees an end if the agent dies")
 			continue

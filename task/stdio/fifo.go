@@ -85,16 +85,17 @@ func inputEnds(n node, flags int) (end, writer int, err error) {
 	return end, writer, nil
 }
 
-// spool is the FIFO between a process and its log file: a process that had the
-// file itself would own it, and could make it executable or set-user-id. It
-// stands beside the file, under a name that the next agent finds again.
-func spool(log string) string {
-	return filepath.Join(filepath.Dir(log), "."+filepath.Base(log)+".fifo")
+// Spool is the path of the FIFO that a process gets instead of the output of
+// that name: of a log file, as a process that had the file itself would own it
+// and could make it executable or set-user-id, or of a FIFO whose newest bytes
+// are retained. It stands beside it, where the next agent finds it again.
+func Spool(name string) string {
+	return filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+".fifo")
 }
 
 // makeSpool also takes one that an agent left behind.
 func makeSpool(log string) (node, error) {
-	name := spool(log)
+	name := Spool(log)
 	if err := unix.Mkfifo(name, 0o600); err != nil && err != unix.EEXIST {
 		return node{}, pathError("make FIFO", name, err)
 	}

@@ -97,7 +97,7 @@ func (p *process) Attach(master *os.File) error {
 	if p.sink < 0 {
 		limit = bufferSize
 	}
-	out := pump{src: fd, dst: p.sink, limit: limit}
+	out := pump{src: fd, dst: p.sink, limit: limit, splice: p.sink >= 0 && isFIFO(p.sink)}
 	in := pump{src: p.source, dst: fd, limit: pipeBuf}
 	t, err := p.host.loop.transfer(out, in)
 	if err != nil {

@@ -10,6 +10,7 @@ type pump struct {
 	src, dst int  // dst -1 discards
 	limit    int  // of bytes read at once
 	pipe     bool // src is a pipe, and its writers need not be gone to be idle
+	splice   bool // dst is a pipe: bytes are never ours alone, to die with us
 
 	// What was read and not written. There is room before we read, so this is
 	// rare: only a terminal's input takes less than it has room for.
@@ -37,6 +38,15 @@ func (p *pump) move(buf []byte) (more bool) {
 		}
 		if !p.ready() {
 			return false
+		}
+		if p.splice {
+			n, err := unix.Splice(p.src, nil, p.dst, nil, p.limit, unix.SPLICE_F_NONBLOCK)
+			if err == nil && n > 0 {
+				p.ended = false
+				moved += int(n)
+				continue
+			}
+			p.splice = err != unix.EINVAL // this kernel cannot splice from a terminal
 		}
 		n, err := read(p.src, buf[:min(p.limit, len(buf))])
 		switch {

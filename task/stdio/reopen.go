@@ -88,7 +88,7 @@ func (p *process) reopenLog(i int, name string) error {
 		p.sink = log
 		return nil
 	}
-	n, err := lookup(spool(name))
+	n, err := lookup(Spool(name))
 	if err != nil {
 		unix.Close(log)
 		return err

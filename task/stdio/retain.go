@@ -40,7 +40,7 @@ func (p *process) retainOutput(ctx context.Context, i int, n node) error {
 
 // reretainOutput takes up the relay of a former agent.
 func (p *process) reretainOutput(i int, n node) error {
-	s, err := lookup(spool(n.name))
+	s, err := lookup(Spool(n.name))
 	if err != nil {
 		return err
 	}
