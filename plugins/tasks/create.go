@@ -190,15 +190,14 @@ func (r *Runtime) Delete(ctx context.Context, id string) (*runtime.Exit, error) 
 // remove deletes a process from its agent. A process that is known to have
 // ended needs no agent: it may be dead.
 func (t *Task) remove(ctx context.Context, p *process) error {
-	agent, err := t.agent(ctx)
-	if err == nil {
-		var resp *taskapi.DeleteResponse
-		resp, err = agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id, ExecID: p.exec})
-		err = ignore(errgrpc.ToNative(err), errdefs.IsNotFound)
-		if resp != nil && resp.ExitedAt != nil {
+	err := t.call(ctx, func(agent *task.Client) error {
+		resp, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id, ExecID: p.exec})
+		if err == nil && resp.ExitedAt != nil {
 			p.exited(exit{Status: resp.ExitStatus, At: resp.ExitedAt.AsTime()})
 		}
-	}
+		return err
+	})
+	err = ignore(err, errdefs.IsNotFound)
 	select {
 	case <-p.done:
 		return ignore(err, func(err error) bool { return errdefs.IsUnavailable(err) || t.over() })

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/task"
 )
 
 var fpStarted = failpoint.New("tasks/start/started")
@@ -167,32 +168,26 @@ func (p *process) Kill(ctx context.Context, signal uint32, all bool) error {
 		}
 	default:
 	}
-	agent, err := p.task.agent(ctx)
-	if err != nil {
-		return fmt.Errorf("kill %s: %w", p, err)
-	}
-	_, err = agent.Kill(ctx, &taskapi.KillRequest{ID: p.task.key.id, ExecID: p.exec, Signal: signal, All: all})
-	return errgrpc.ToNative(err)
+	return p.task.call(ctx, func(agent *task.Client) error {
+		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: p.task.key.id, ExecID: p.exec, Signal: signal, All: all})
+		return err
+	})
 }
 
 // ResizePty implements runtime.Process.
 func (p *process) ResizePty(ctx context.Context, size runtime.ConsoleSize) error {
-	agent, err := p.task.agent(ctx)
-	if err != nil {
-		return fmt.Errorf("resize terminal of %s: %w", p, err)
-	}
-	_, err = agent.ResizePty(ctx, &taskapi.ResizePtyRequest{ID: p.task.key.id, ExecID: p.exec, Width: size.Width, Height: size.Height})
-	return errgrpc.ToNative(err)
+	return p.task.call(ctx, func(agent *task.Client) error {
+		_, err := agent.ResizePty(ctx, &taskapi.ResizePtyRequest{ID: p.task.key.id, ExecID: p.exec, Width: size.Width, Height: size.Height})
+		return err
+	})
 }
 
 // CloseIO implements runtime.Process.
 func (p *process) CloseIO(ctx context.Context) error {
-	agent, err := p.task.agent(ctx)
-	if err != nil {
-		return fmt.Errorf("close stdin of %s: %w", p, err)
-	}
-	_, err = agent.CloseIO(ctx, &taskapi.CloseIORequest{ID: p.task.key.id, ExecID: p.exec, Stdin: true})
-	return errgrpc.ToNative(err)
+	return p.task.call(ctx, func(agent *task.Client) error {
+		_, err := agent.CloseIO(ctx, &taskapi.CloseIORequest{ID: p.task.key.id, ExecID: p.exec, Stdin: true})
+		return err
+	})
 }
 
 // Delete implements runtime.ExecProcess.

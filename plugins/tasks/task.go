@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
@@ -57,6 +59,28 @@ func (t *Task) agent(ctx context.Context) (*task.Client, error) {
 	return client, nil
 }
 
+// call calls the task's agent, and once more if that was dying: its sandbox
+// has another one then. f must be one that may come twice.
+func (t *Task) call(ctx context.Context, f func(*task.Client) error) error {
+	agent, err := t.agent(ctx)
+	if err != nil {
+		return err
+	}
+	err = f(agent)
+	if !errors.Is(err, ttrpc.ErrClosed) {
+		return errgrpc.ToNative(err)
+	}
+	select {
+	case <-agent.Done():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if agent, err = t.agent(ctx); err != nil {
+		return err
+	}
+	return errgrpc.ToNative(f(agent))
+}
+
 // publish sends an event in the task's namespace.
 func (t *Task) publish(event any) {
 	ctx := namespaces.WithNamespace(t.runtime.life, t.key.namespace)
@@ -86,22 +110,22 @@ func (t *Task) Resume(ctx context.Context) error {
 }
 
 func (t *Task) freeze(ctx context.Context, to runtime.Status) error {
-	agent, err := t.agent(ctx)
-	if err != nil {
-		return fmt.Errorf("pause or resume %s: %w", t, err)
-	}
 	t.hold()
 	defer t.let()
-	var event any
+	event := any(&apievents.TaskResumed{ContainerID: t.key.id})
 	if to == runtime.PausedStatus {
-		_, err = agent.Pause(ctx, &taskapi.PauseRequest{ID: t.key.id})
 		event = &apievents.TaskPaused{ContainerID: t.key.id}
-	} else {
-		_, err = agent.Resume(ctx, &taskapi.ResumeRequest{ID: t.key.id})
-		event = &apievents.TaskResumed{ContainerID: t.key.id}
 	}
+	err := t.call(ctx, func(agent *task.Client) (err error) {
+		if to == runtime.PausedStatus {
+			_, err = agent.Pause(ctx, &taskapi.PauseRequest{ID: t.key.id})
+		} else {
+			_, err = agent.Resume(ctx, &taskapi.ResumeRequest{ID: t.key.id})
+		}
+		return err
+	})
 	if err != nil {
-		return errgrpc.ToNative(err)
+		return err
 	}
 	t.process.mu.Lock()
 	if t.process.status != runtime.StoppedStatus {
@@ -117,10 +141,6 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 	if err := identifiers.Validate(id); err != nil {
 		return nil, fmt.Errorf("exec %q in %s: %w", id, t, err)
 	}
-	agent, err := t.agent(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("exec %s in %s: %w", id, t, err)
-	}
 	p := newProcess(t, id, opts.IO)
 	p.hold()
 	t.mu.Lock()
@@ -133,15 +153,23 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 		return nil, fmt.Errorf("%s: %w", p, errdefs.ErrAlreadyExists)
 	}
 	defer p.let()
-	_, err = agent.Exec(ctx, &taskapi.ExecProcessRequest{
-		ID: t.key.id, ExecID: id, Spec: opts.Spec,
-		Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
+	calls := 0
+	err := t.call(ctx, func(agent *task.Client) error {
+		calls++
+		_, err := agent.Exec(ctx, &taskapi.ExecProcessRequest{
+			ID: t.key.id, ExecID: id, Spec: opts.Spec,
+			Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
+		})
+		return err
 	})
+	if calls > 1 { // the first may have done it
+		err = ignore(err, errdefs.IsAlreadyExists)
+	}
 	if err != nil {
 		t.mu.Lock()
 		delete(t.execs, id)
 		t.mu.Unlock()
-		return nil, errgrpc.ToNative(err)
+		return nil, err
 	}
 	t.publish(&apievents.TaskExecAdded{ContainerID: t.key.id, ExecID: id})
 	return p, nil
@@ -160,13 +188,13 @@ func (t *Task) Process(_ context.Context, id string) (runtime.ExecProcess, error
 
 // Pids implements runtime.Task.
 func (t *Task) Pids(ctx context.Context) ([]runtime.ProcessInfo, error) {
-	agent, err := t.agent(ctx)
+	var resp *taskapi.PidsResponse
+	err := t.call(ctx, func(agent *task.Client) (err error) {
+		resp, err = agent.Pids(ctx, &taskapi.PidsRequest{ID: t.key.id})
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("list processes of %s: %w", t, err)
-	}
-	resp, err := agent.Pids(ctx, &taskapi.PidsRequest{ID: t.key.id})
-	if err != nil {
-		return nil, errgrpc.ToNative(err)
+		return nil, err
 	}
 	list := make([]runtime.ProcessInfo, 0, len(resp.Processes))
 	for _, p := range resp.Processes {
@@ -195,23 +223,21 @@ func (t *Task) Checkpoint(ctx context.Context, path string, options *types.Any) 
 
 // Update implements runtime.Task.
 func (t *Task) Update(ctx context.Context, resources *types.Any, annotations map[string]string) error {
-	agent, err := t.agent(ctx)
-	if err != nil {
-		return fmt.Errorf("update %s: %w", t, err)
-	}
-	_, err = agent.Update(ctx, &taskapi.UpdateTaskRequest{ID: t.key.id, Resources: resources, Annotations: annotations})
-	return errgrpc.ToNative(err)
+	return t.call(ctx, func(agent *task.Client) error {
+		_, err := agent.Update(ctx, &taskapi.UpdateTaskRequest{ID: t.key.id, Resources: resources, Annotations: annotations})
+		return err
+	})
 }
 
 // Stats implements runtime.Task.
 func (t *Task) Stats(ctx context.Context) (*anypb.Any, error) {
-	agent, err := t.agent(ctx)
+	var resp *taskapi.StatsResponse
+	err := t.call(ctx, func(agent *task.Client) (err error) {
+		resp, err = agent.Stats(ctx, &taskapi.StatsRequest{ID: t.key.id})
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("stats of %s: %w", t, err)
-	}
-	resp, err := agent.Stats(ctx, &taskapi.StatsRequest{ID: t.key.id})
-	if err != nil {
-		return nil, errgrpc.ToNative(err)
+		return nil, err
 	}
 	return resp.Stats, nil
 }
