@@ -46,7 +46,8 @@ type pod struct {
 	container string
 	web       string
 	log       *bed.Container
-	helpers   map[string]int // that the node has for the running pod
+	before    map[string]int // helper processes without the pod
+	helpers   map[string]int // those that came with it
 }
 
 // show runs all steps of a handler until one fails.
@@ -78,6 +79,9 @@ func (p *pod) crictl(ctx context.Context, args ...string) (string, error) {
 }
 
 func runPod(ctx context.Context, p *pod) (err error) {
+	if p.before, err = bed.Helpers(); err != nil {
+		return err
+	}
 	config := p.PodConfig()
 	if p.podFile, err = p.write("pod", config); err != nil {
 		return err
@@ -96,8 +100,13 @@ func start(ctx context.Context, p *pod) (err error) {
 	if p.web, err = p.startContainer(ctx, "web", images.Web); err != nil {
 		return err
 	}
-	p.helpers, err = bed.Helpers()
-	return err
+	if p.helpers, err = bed.Helpers(); err != nil {
+		return err
+	}
+	for kind, n := range p.before {
+		p.helpers[kind] -= n
+	}
+	return nil
 }
 
 func (p *pod) startContainer(ctx context.Context, name, image string, command ...string) (string, error) {
@@ -106,6 +115,9 @@ func (p *pod) startContainer(ctx context.Context, name, image string, command ..
 		Image:    &runtime.ImageSpec{Image: image},
 		Command:  command,
 		LogPath:  name + ".log",
+		Linux: &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{
+			NamespaceOptions: p.log.Pod.Config.Linux.SecurityContext.NamespaceOptions,
+		}},
 	})
 	if err != nil {
 		return "", err

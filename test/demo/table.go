@@ -16,7 +16,7 @@ type row struct {
 	missing string          // what it needs and is not there
 	times   []time.Duration // of the steps that ran
 	err     error           // of the step after them
-	helpers map[string]int  // processes that held the running pod, by kind
+	helpers map[string]int  // processes that came with the pod, by kind
 }
 
 // table writes the rows, with one column for each step.
@@ -58,7 +58,9 @@ func (r row) cells() []string {
 	}
 	var helpers []string
 	for _, kind := range slices.Sorted(maps.Keys(r.helpers)) {
-		helpers = append(helpers, fmt.Sprintf("%d %s", r.helpers[kind], kind))
+		if n := r.helpers[kind]; n > 0 {
+			helpers = append(helpers, fmt.Sprintf("%d %s", n, kind))
+		}
 	}
 	return append(cells, strings.Join(helpers, ", "))
 }
