@@ -29,7 +29,8 @@ type Task struct {
 	*process // the first one
 	key      key
 	runtime  *Runtime
-	sandbox  *sandbox.Live
+	sandbox  *sandbox.Live // nil if barred
+	barred   error         // why nothing can be done: the sandbox is quarantined
 
 	mu     sync.Mutex
 	saved  saved
@@ -48,6 +49,9 @@ func (r *Runtime) newTask(k key, live *sandbox.Live, s saved) *Task {
 
 // agent returns the agent that has the task. Its events are followed.
 func (t *Task) agent(ctx context.Context) (*task.Client, error) {
+	if t.barred != nil {
+		return nil, t.barred
+	}
 	client, err := t.sandbox.Agent(ctx)
 	if err != nil {
 		return nil, err
