@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
@@ -35,8 +36,13 @@ var (
 	fpRecord = failpoint.New("worker/connect/record")
 )
 
-// errBusy means that a worker lives, or is being started.
-var errBusy = errors.New("a worker has the lock")
+var (
+	// errBusy means that a worker lives, or is being started.
+	errBusy = errors.New("a worker has the lock")
+
+	// errDied means that a worker listened, and died before it answered.
+	errDied = errors.New("it died")
+)
 
 // saved is the record of the last worker, for the next daemon and for people.
 type saved struct {
@@ -84,11 +90,22 @@ func (w *Worker) lock() (*os.File, error) {
 	return nil, fmt.Errorf("lock worker: %w", err)
 }
 
-// connect adopts the worker or starts one.
-func (w *Worker) connect(ctx context.Context) (*conn, error) {
+// connect adopts the worker or starts one. One that dies while it takes up the
+// containers of its predecessor is not the callers' concern: there is another.
+func (w *Worker) connect(ctx context.Context) (c *conn, err error) {
 	if err := w.fits(); err != nil {
 		return nil, err
 	}
+	for range connectTries {
+		if c, err = w.try(ctx); !errors.Is(err, errDied) {
+			return c, err
+		}
+		log.G(ctx).WithError(err).Warn("worker died")
+	}
+	return nil, err
+}
+
+func (w *Worker) try(ctx context.Context) (*conn, error) {
 	lock, err := w.lock()
 	if errors.Is(err, errBusy) {
 		c, err := w.adopt(ctx)
@@ -195,6 +212,7 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 	c := &conn{worker: w, proc: proc}
 	defer func() {
 		if err != nil {
+			err = c.autopsy(err)
 			c.close()
 		}
 	}()
@@ -215,6 +233,23 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// autopsy adds to the error of a connection whether the worker died of what
+// broke it.
+func (c *conn) autopsy(err error) error {
+	t := time.NewTimer(deathTime)
+	defer t.Stop()
+	if errdefs.IsFailedPrecondition(err) {
+		return err // its answer
+	}
+	select {
+	case e := <-c.proc.exit:
+		_, cause := died(e)
+		return fmt.Errorf("%w: %w (%s)", err, errDied, cause)
+	case <-t.C:
+		return err
+	}
 }
 
 // refuse explains why a worker is of no use. If it holds nothing it makes way

@@ -47,6 +47,11 @@ func fake(dir, kind string) error {
 		select {}
 	case "old":
 		protocol--
+	case "dies once":
+		if err := os.Mkdir(filepath.Join(dir, "once"), 0o700); err == nil {
+			defer unix.Kill(os.Getpid(), unix.SIGKILL)
+			return dieAsked(dir, ready)
+		}
 	}
 	holder, err := hold.Listen(filepath.Join(dir, "hold.sock"))
 	if err != nil {
@@ -71,6 +76,24 @@ func fake(dir, kind string) error {
 	fmt.Fprintln(ready, "ok")
 	ready.Close()
 	return server.Serve(context.Background(), l)
+}
+
+// dieAsked returns when the daemon has connected.
+func dieAsked(dir string, ready *os.File) error {
+	holder, err := hold.Listen(filepath.Join(dir, "hold.sock"))
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", filepath.Join(dir, "agent.sock"))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(ready, "ok")
+	if _, err := holder.Restore(context.Background()); err != nil {
+		return err
+	}
+	_, err = l.Accept()
+	return err
 }
 
 // agent answers Info once it is restored, and with Retained holds a descriptor

@@ -59,6 +59,9 @@ const (
 	// connectTime bounds a start, which takes some 20 ms on an idle machine.
 	connectTime = 30 * time.Second
 
+	// connectTries is how many workers may die in one connectTime.
+	connectTries = 3
+
 	// deathTime is how long a process that closed its sockets may take to end
 	// before it is connected to again.
 	deathTime = time.Second

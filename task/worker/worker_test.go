@@ -304,6 +304,16 @@ func TestBadPrograms(t *testing.T) {
 	}
 }
 
+func TestWorkerThatDiesWhileItIsAskedIsReplaced(t *testing.T) {
+	b := newBench(t)
+	t.Setenv(kind, "dies once")
+	w := b.daemon(nil)
+	b.pid(b.agent(w))
+	if _, err := os.Stat(filepath.Join(b.dir, "once")); err != nil {
+		t.Errorf("the first did not die: %v", err)
+	}
+}
+
 func TestWorkerOfAnotherReleaseKeepsItsContainers(t *testing.T) {
 	b := newBench(t)
 	t.Setenv(kind, "old")
