@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -47,20 +48,31 @@ func (r *Runtime) newTask(k key, live *sandbox.Live, s saved) *Task {
 	return t
 }
 
+// agentTries is how many agents may die while they are asked for their events.
+const agentTries = 3
+
 // agent returns the agent that has the task. Its events are followed.
-func (t *Task) agent(ctx context.Context) (*task.Client, error) {
+func (t *Task) agent(ctx context.Context) (client *task.Client, err error) {
 	if t.barred != nil {
 		return nil, t.barred
 	}
-	client, err := t.sandbox.Agent(ctx)
-	if err != nil {
-		return nil, err
+	for range agentTries {
+		if client, err = t.sandbox.Agent(ctx); err != nil {
+			return nil, err
+		}
+		t.move(client)
+		if err = t.runtime.follow(ctx, client); err == nil {
+			return client, nil
+		}
+		select {
+		case <-client.Done(): // the sandbox has another one
+		case <-time.After(retryDelay):
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
 	}
-	t.move(client)
-	if err := t.runtime.follow(ctx, client); err != nil {
-		return nil, err
-	}
-	return client, nil
+	return nil, err
 }
 
 // call calls the task's agent, and once more if that was dying: its sandbox
