@@ -36,6 +36,7 @@ func (r *Runtime) restore(ctx context.Context) {
 	for _, k := range r.recorded() {
 		if err := r.load(ctx, k); err != nil {
 			log.G(ctx).WithError(err).WithField("id", k.id).Error("task is not restored")
+			r.quarantine(k, err)
 		}
 	}
 	// All tasks must be known to be with their agents before one of these says

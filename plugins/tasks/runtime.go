@@ -37,6 +37,7 @@ type Runtime struct {
 
 	mu     sync.Mutex
 	tasks  map[key]*Task
+	broken map[key]lost // not restored
 	agents map[agentID]*follower
 }
 
@@ -52,6 +53,7 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 		cfg:    cfg,
 		life:   context.WithoutCancel(ctx),
 		tasks:  map[key]*Task{},
+		broken: map[key]lost{},
 		agents: map[agentID]*follower{},
 	}
 	r.restore(ctx)
@@ -93,6 +95,10 @@ func (r *Runtime) Get(ctx context.Context, id string) (runtime.Task, error) {
 		return nil, err
 	}
 	if t == nil {
+		namespace, _ := namespaces.Namespace(ctx)
+		if l, ok := r.missing(key{namespace, id}); ok {
+			return l, nil
+		}
 		return r.cfg.Stock.Get(ctx, id)
 	}
 	return t, nil
