@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -118,6 +119,28 @@ func TestLogFileOfATerminal(t *testing.T) {
 	exited(t, sio)
 	if got := content(t, log); got != "one\n" {
 		t.Errorf("log is %q", got)
+	}
+}
+
+// What descendants write after the exit is logged until Close.
+func TestLogFileOfDescendants(t *testing.T) {
+	h := host(t)
+	log := filepath.Join(t.TempDir(), "log")
+	in := mkfifo(t, "in")
+	sio := open(t, h, Config{Stdin: in, Stdout: "file://" + log})
+	done := mkfifo(t, "done")
+	wait(t, start(t, sio, "(read x < "+done+"; echo child) & echo parent", nil))
+	exited(t, sio)
+	if got := content(t, log); got != "parent\n" {
+		t.Errorf("log is %q", got)
+	}
+	if err := os.WriteFile(done, []byte("\n"), 0); err != nil { // let it go on
+		t.Fatal(err)
+	}
+	for ctx := bounded(t); content(t, log) != "parent\nchild\n"; runtime.Gosched() {
+		if ctx.Err() != nil {
+			t.Fatalf("log is %q", content(t, log))
+		}
 	}
 }
 

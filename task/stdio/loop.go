@@ -1,6 +1,8 @@
 package stdio
 
 import (
+	"errors"
+	"fmt"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -16,9 +18,13 @@ type loop struct {
 	mu      sync.Mutex
 	cond    sync.Cond // of serving
 	copiers map[uint64]copier
+	called  []uint64 // keys of copiers to be stepped
 	lastKey uint64
 	serving uint64 // key of the copier at work, 0 if none
+	wake    int    // eventfd, under key wakeKey; it is written to after called
 }
+
+const wakeKey = 0
 
 // copier has its descriptors watched for edges of everything. step does what can be done without blocking; it is told to come again by rearm, or by an
 // edge. buf is free to use during step.
@@ -37,8 +43,15 @@ func newLoop() (*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loop{poll: poll, done: make(chan struct{}), copiers: map[uint64]copier{}}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make eventfd: %w", err), poll.Close())
+	}
+	l := &loop{poll: poll, done: make(chan struct{}), copiers: map[uint64]copier{}, wake: wake}
 	l.cond.L = &l.mu
+	if err := poll.Add(wake, unix.EPOLLIN|unix.EPOLLET, wakeKey); err != nil {
+		return nil, errors.Join(err, unix.Close(wake), poll.Close())
+	}
 	go l.run()
 	return l, nil
 }
@@ -53,12 +66,38 @@ func (l *loop) run() {
 			return // closed
 		}
 		for _, e := range events {
-			if c := l.serve(e.Key); c != nil {
-				c.step(e.Key, buf)
-				l.served()
+			if e.Key != wakeKey {
+				l.step(e.Key, buf)
+				continue
+			}
+			for _, key := range l.calls() {
+				l.step(key, buf)
 			}
 		}
 	}
+}
+
+func (l *loop) step(key uint64, buf []byte) {
+	if c := l.serve(key); c != nil {
+		c.step(key, buf)
+		l.served()
+	}
+}
+
+func (l *loop) calls() []uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	keys := l.called
+	l.called = nil
+	return keys
+}
+
+// call has the copier stepped whatever its descriptors are.
+func (l *loop) call(key uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.called = append(l.called, key)
+	_, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 }
 
 func (l *loop) serve(key uint64) copier {
@@ -123,5 +162,5 @@ func (l *loop) forget(key uint64) {
 func (l *loop) close() error {
 	err := l.poll.Close()
 	<-l.done
-	return err
+	return errors.Join(err, unix.Close(l.wake))
 }

@@ -157,7 +157,7 @@ func (p *process) copyLog(i int, n node, log int) error {
 		unix.Close(log)
 		return err
 	}
-	out := pump{src: src, dst: log, limit: bufferSize, pipe: true}
+	out := pump{src: src, dst: log, limit: bufferSize}
 	if p.ends[i].transfer, err = p.host.loop.transfer(out, pump{src: -1}); err != nil {
 		unix.Close(src)
 		unix.Close(log)

@@ -143,55 +143,46 @@ func (p *process) Exited(ctx context.Context) error {
 	p.exited = true
 	p.started()
 	closeFD(&p.stdin)
-	transfers := p.transfers()
+	terminal := p.copying
+	var logs []*transfer
+	for _, e := range p.ends {
+		if e.transfer != nil {
+			logs = append(logs, e.transfer) // they go on for descendants
+		}
+	}
 	p.mu.Unlock()
 
 	var errs []error
-	drained := true
-	for _, t := range transfers {
-		if err := t.drain(ctx); err != nil {
-			errs = append(errs, err)
-			drained = false
-		}
+	for _, t := range logs {
+		errs = append(errs, t.drain(ctx))
+	}
+	if terminal != nil {
+		errs = append(errs, terminal.drain(ctx))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return errors.Join(errs...)
 	}
-	if drained {
-		errs = append(errs, p.stopTransfers(true))
-	} else {
-		go p.finish(transfers)
+	if terminal != nil {
+		if terminal.over() {
+			errs = append(errs, p.detach(true))
+		} else {
+			go p.finish(terminal)
+		}
 	}
 	return errors.Join(append(errs, p.keep())...)
 }
 
 // finish copies the rest for a reader that comes late, so that it sees an end:
 // it may wait for that before it lets us Close.
-func (p *process) finish(transfers []*transfer) {
-	for _, t := range transfers {
-		t.hurry()
-		<-t.drained
-	}
+func (p *process) finish(terminal *transfer) {
+	<-terminal.drained
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
-		_ = p.stopTransfers(true) // Exited has told already that it is late
+		_ = p.detach(true) // Exited has told already that it is late
 	}
-}
-
-func (p *process) transfers() []*transfer {
-	var list []*transfer
-	if p.copying != nil {
-		list = append(list, p.copying)
-	}
-	for _, e := range p.ends {
-		if e.transfer != nil {
-			list = append(list, e.transfer)
-		}
-	}
-	return list
 }
 
 // keep holds output that nobody has read yet.
@@ -211,36 +202,18 @@ func (p *process) keep() error {
 	return errors.Join(errs...)
 }
 
-// stopTransfers ends copying. With keep, a FIFO is kept until it was read.
-func (p *process) stopTransfers(keep bool) error {
-	var errs []error
-	stop := func(t *transfer, keep bool) (watch int32) {
-		dst, lost := t.stop()
-		if lost != nil {
-			errs = append(errs, fmt.Errorf("copy output: some is lost: %w", lost))
-		}
-		switch {
-		case dst < 0:
-		case keep && isFIFO(dst) && p.ends[1].stream == nil:
-			var err error
-			watch, err = p.host.kept.keep(dst)
-			errs = append(errs, err)
-		default:
-			unix.Close(dst)
-		}
-		return watch
+// detach ends the copying of a terminal. With keep, a FIFO is kept until it
+// was read.
+func (p *process) detach(keep bool) error {
+	dst := p.copying.stop()
+	p.copying, p.master = nil, -1
+	if keep && dst >= 0 && isFIFO(dst) && p.ends[1].stream == nil {
+		var err error
+		p.ends[1].watch, err = p.host.kept.keep(dst)
+		return err
 	}
-	if p.copying != nil {
-		p.ends[1].watch = stop(p.copying, keep)
-		p.copying, p.master = nil, -1
-	}
-	for i := range p.ends {
-		if e := &p.ends[i]; e.transfer != nil {
-			stop(e.transfer, false)
-			e.transfer = nil
-		}
-	}
-	return errors.Join(errs...)
+	closeFD(&dst)
+	return nil
 }
 
 func isFIFO(fd int) bool {
@@ -261,11 +234,18 @@ func (p *process) Close() error {
 	for _, fd := range []*int{&p.stdin, &p.source, &p.sink} {
 		closeFD(fd)
 	}
-	err := p.stopTransfers(false)
+	var err error
+	if p.copying != nil {
+		err = p.detach(false)
+	}
 	var loggers []*logger
 	for i := range p.ends {
 		e := &p.ends[i]
 		closeFD(&e.reader)
+		if e.transfer != nil {
+			dst := e.transfer.stop()
+			closeFD(&dst)
+		}
 		if e.watch != 0 {
 			p.host.kept.drop(e.watch)
 		}

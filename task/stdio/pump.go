@@ -9,7 +9,6 @@ import (
 type pump struct {
 	src, dst int  // dst -1 discards
 	limit    int  // of bytes read at once
-	pipe     bool // src is a pipe, and its writers need not be gone to be idle
 	splice   bool // dst is a pipe: bytes are never ours alone, to die with us
 
 	// What was read and not written. There is room before we read, so this is
@@ -26,18 +25,18 @@ const pipeBuf = 4096
 // fairShare bounds what one pump moves before others have their turn.
 const fairShare = 256 << 10
 
-// move copies what can be copied now. more says that it stopped for the sake
-// of others.
-func (p *pump) move(buf []byte) (more bool) {
-	for moved := 0; moved < fairShare; {
+// move copies what can be copied now. moved is in bytes; more says that it
+// stopped for the sake of others.
+func (p *pump) move(buf []byte) (moved int, more bool) {
+	for moved < fairShare {
 		if len(p.pending) > 0 {
 			if !p.flush() {
-				return false
+				return moved, false
 			}
 			continue
 		}
 		if !p.ready() {
-			return false
+			return moved, false
 		}
 		if p.splice {
 			n, err := unix.Splice(p.src, nil, p.dst, nil, p.limit, unix.SPLICE_F_NONBLOCK)
@@ -52,16 +51,16 @@ func (p *pump) move(buf []byte) (more bool) {
 		switch {
 		case err == unix.EAGAIN:
 			p.ended = false
-			return false
+			return moved, false
 		case n <= 0: // EIO is a terminal that no process has open
 			p.ended = true
-			return false
+			return moved, false
 		}
 		p.ended = false
 		moved += n
 		p.write(buf[:n])
 	}
-	return true
+	return moved, true
 }
 
 // ready says whether there is something to read, or an end, and room for it.
@@ -113,19 +112,20 @@ func (p *pump) put(b []byte) (rest []byte) {
 	return nil
 }
 
-// idle says that all of src is in dst: all that there will be, or with now or
-// of a pipe, all that there is.
-func (p *pump) idle(now bool) bool {
-	if len(p.pending) > 0 {
-		return false
-	}
-	return p.ended || p.pipe && empty(p.src) || now && !readable(p.src)
+// idle says that all there is in src is in dst. It is exact for what a process
+// wrote that has exited: to poll a terminal, the kernel first puts there what
+// was written to the other side.
+func (p *pump) idle() bool {
+	return len(p.pending) == 0 && (p.ended || !readable(p.src))
 }
 
 func readable(fd int) bool {
 	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	_, _ = unix.Poll(fds[:], 0)
-	return fds[0].Revents != 0
+	for {
+		if _, err := unix.Poll(fds[:], 0); err != unix.EINTR {
+			return fds[0].Revents&unix.POLLIN != 0
+		}
+	}
 }
 
 func read(fd int, b []byte) (int, error) {

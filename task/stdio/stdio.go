@@ -84,10 +84,11 @@ type IO interface {
 	CloseStdin() error
 
 	// Exited is to be called when the process is gone and before this is told
-	// to anybody. It returns when all that the process wrote can be read
-	// where Config said, at the latest when ctx ends: descendants may keep a
-	// terminal open, and a FIFO may have no reader. Copying goes on then. Its
-	// error is about lost output.
+	// to anybody. It returns when what the process wrote to its terminal or
+	// its log is where Config said, at the latest when ctx ends: a FIFO may
+	// have no reader. Copying goes on then. With a terminal, the reader sees
+	// the end although descendants may have it open. An error is about output
+	// that is late or lost.
 	Exited(ctx context.Context) error
 
 	// Close lets go of everything; what nobody has read is lost. Idempotent.

@@ -16,10 +16,11 @@ type transfer struct {
 	key     uint64
 	out, in pump // without an input, src of in is -1
 
-	exited  atomic.Bool // the process is gone
-	hurried atomic.Bool // do not wait for others that may write
+	exited  atomic.Bool
+	after   int // bytes moved since exited was seen
 	once    sync.Once
-	drained chan struct{} // closed when all that the exited process wrote is copied, or copying is over
+	drained chan struct{} // closed when all that the exited process wrote is copied, or copying has ended
+	lost    error         // before drained is closed: why some was not
 }
 
 func (l *loop) transfer(out, in pump) (*transfer, error) {
@@ -35,48 +36,72 @@ func (l *loop) transfer(out, in pump) (*transfer, error) {
 	return t, nil
 }
 
+// inFlight is more than what an exited process can have left in a terminal
+// (64 KiB and 4 KiB, in tty_buffer.c and n_tty.c) or a pipe (1 MiB, in
+// fs.pipe-max-size): what comes after that is somebody else's.
+const inFlight = 2 << 20
+
 // step implements copier.
 func (t *transfer) step(key uint64, buf []byte) {
-	if t.out.move(buf) {
+	exited := t.exited.Load()
+	moved, more := t.out.move(buf)
+	if exited {
+		t.after += moved
+	}
+	if exited && (t.out.idle() || t.after > inFlight) {
+		t.finish()
+	}
+	if more {
 		t.loop.rearm(t.out.src, key)
 	}
-	if t.in.src >= 0 && t.in.move(buf) {
-		t.loop.rearm(t.in.src, key)
-	}
-	if t.exited.Load() && t.out.idle(t.hurried.Load()) {
-		t.over()
+	if t.in.src >= 0 {
+		if _, more := t.in.move(buf); more {
+			t.loop.rearm(t.in.src, key)
+		}
 	}
 }
 
-func (t *transfer) over() { t.once.Do(func() { close(t.drained) }) }
+func (t *transfer) finish() {
+	t.once.Do(func() {
+		t.lost = t.out.lost
+		close(t.drained)
+	})
+}
 
-// drain returns when what the process wrote until now is copied and nothing
-// more can come, or when ctx ends.
-func (t *transfer) drain(ctx context.Context) error {
-	t.exited.Store(true)
-	t.loop.rearm(t.out.src, t.key)
+// over says whether drained is closed.
+func (t *transfer) over() bool {
 	select {
 	case <-t.drained:
+		return true
+	default:
+		return false
+	}
+}
+
+// drain returns when what the exited process wrote is copied, or when ctx ends.
+// Copying goes on in either case.
+func (t *transfer) drain(ctx context.Context) error {
+	t.exited.Store(true)
+	t.loop.call(t.key)
+	select {
+	case <-t.drained:
+		if t.lost != nil {
+			return fmt.Errorf("copy output: some is lost: %w", t.lost)
+		}
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("copy the rest of the output: %w", context.Cause(ctx))
 	}
 }
 
-// hurry makes drained come with the next moment that there is nothing to copy.
-func (t *transfer) hurry() {
-	t.hurried.Store(true)
-	t.loop.rearm(t.out.src, t.key)
-}
-
 // stop ends copying. It returns the descriptor that was copied to, for the
-// caller to close or to keep, and why output was lost.
-func (t *transfer) stop() (dst int, lost error) {
+// caller to close or to keep.
+func (t *transfer) stop() (dst int) {
 	t.loop.forget(t.key)
-	t.over()
+	t.finish()
 	unix.Close(t.out.src)
 	if t.in.src >= 0 {
 		unix.Close(t.in.src)
 	}
-	return t.out.dst, t.out.lost
+	return t.out.dst
 }
