@@ -23,6 +23,9 @@ import (
 type Memory struct {
 	OnCreate, OnStart, OnStop, OnDelete, OnRestore func(ctx context.Context) error
 
+	// OnAgent is asked for the agent of every sandbox; without it there is none.
+	OnAgent func(ctx context.Context) (*task.Client, error)
+
 	mu   sync.Mutex
 	made []*Box
 }
@@ -105,8 +108,11 @@ func (b *Box) Start(ctx context.Context) error {
 	return os.WriteFile(b.effect(), nil, 0o600)
 }
 
-// Agent implements sandbox.Sandbox: there is none.
-func (b *Box) Agent(context.Context) (*task.Client, error) {
+// Agent implements sandbox.Sandbox.
+func (b *Box) Agent(ctx context.Context) (*task.Client, error) {
+	if b.memory.OnAgent != nil {
+		return b.memory.OnAgent(ctx)
+	}
 	return nil, fmt.Errorf("agent of sandbox %s: %w", b.spec.ID, errdefs.ErrUnavailable)
 }
 
