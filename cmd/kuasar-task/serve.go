@@ -118,7 +118,7 @@ func newWorker(dir string) (_ *worker, err error) {
 func (w *worker) run(ctx context.Context) error {
 	t, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
-		ttrpc.WithUnaryServerInterceptor(server.Interceptor))
+		ttrpc.WithChainUnaryServerInterceptor(server.Interceptor, trim()))
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -548,4 +549,9 @@ func (b *box) leftovers() string {
 		left = append(left, "a mount")
 	}
 	return strings.Join(left, " ")
+}
+
+func owner(info os.FileInfo) (uid, gid uint32) {
+	st := info.Sys().(*syscall.Stat_t)
+	return st.Uid, st.Gid
 }
