@@ -107,22 +107,25 @@ func (s *Server) hold(ctx context.Context, key string, f *os.File) {
 	}
 }
 
-// outputs are the kinds of descriptors of FIFOs that this agent writes to.
-var outputs = [...]string{"stdout", "stderr", "spool"}
+// outputs are the kinds of descriptors of FIFOs that this agent writes to, and
+// of those that it reads from for it.
+var outputs = [...]string{"stdout", "stderr", "spool", "stderr-spool"}
 
 // relayed are the FIFOs that the agent alone writes to, because the process
-// writes to something else. Their readers would see an end when it dies.
-func (v *saved) relayed() [len(outputs)]string {
-	switch {
-	case v.Terminal:
-		if v.Retain { // only the agent has its spool open, with what is in there
-			return [len(outputs)]string{v.Stdout, "", stdio.Spool(v.Stdout)}
-		}
-		return [len(outputs)]string{v.Stdout}
-	case v.Retain:
-		return [len(outputs)]string{v.Stdout, v.Stderr}
+// writes to something else: their readers would see an end when it dies. And
+// the spools that the agent alone reads: what the process wrote last would be
+// gone if it exits while no agent is there.
+func (v *saved) relayed() (list [len(outputs)]string) {
+	if v.Terminal || v.Retain {
+		list[0] = v.Stdout
 	}
-	return [len(outputs)]string{}
+	if v.Retain {
+		list[2] = stdio.Spool(v.Stdout)
+		if !v.Terminal {
+			list[1], list[3] = v.Stderr, stdio.Spool(v.Stderr)
+		}
+	}
+	return list
 }
 
 func (s *Server) holdOutput(ctx context.Context, p *process) {
@@ -131,9 +134,13 @@ func (s *Server) holdOutput(ctx context.Context, p *process) {
 		if info, err := os.Stat(path); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
 			continue // an URI, or nothing
 		}
-		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+		flags := os.O_RDWR
+		if i >= 2 && !v.Terminal {
+			flags = os.O_RDONLY // it ends with the process
+		}
+		f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0)
 		if err != nil {
-			log.G(ctx).WithError(err).WithField("container", p.c.id).Warn("cannot hold output: its reader sees an end if the agent dies")
+			log.G(ctx).WithError(err).WithField("container", p.c.id).Warn("cannot hold output: some is lost if the agent dies")
 			continue
 		}
 		s.hold(ctx, p.key(outputs[i]), f)

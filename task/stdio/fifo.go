@@ -88,8 +88,12 @@ func inputEnds(n node, flags int) (end, writer int, err error) {
 // Spool is the path of the FIFO that a process gets instead of the output of
 // that name: of a log file, as a process that had the file itself would own it
 // and could make it executable or set-user-id, or of a FIFO whose newest bytes
-// are retained. It stands beside it, where the next agent finds it again.
+// are retained. It stands beside it, where the next agent finds it again. There
+// is none, "", for no name.
 func Spool(name string) string {
+	if name == "" {
+		return ""
+	}
 	return filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+".fifo")
 }
 
