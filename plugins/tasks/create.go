@@ -208,9 +208,6 @@ func (t *Task) remove(ctx context.Context, p *process) error {
 
 // over says that the sandbox has ended, and everything in it.
 func (t *Task) over() bool {
-	if t.barred != nil {
-		return false
-	}
 	select {
 	case <-t.sandbox.Done():
 		return true
@@ -221,9 +218,6 @@ func (t *Task) over() bool {
 
 // release undoes the host's side of a task that its agent has no more.
 func (t *Task) release(ctx context.Context) error {
-	if t.barred != nil {
-		return t.barred
-	}
 	if err := t.save(func(s *saved) { s.Phase = deleting }); err != nil {
 		return err
 	}

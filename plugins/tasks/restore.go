@@ -42,10 +42,8 @@ func (r *Runtime) restore(ctx context.Context) {
 	// All tasks must be known to be with their agents before one of these says
 	// which it has.
 	for _, t := range r.all() {
-		if t.barred == nil {
-			if client, err := t.sandbox.Agent(ctx); err == nil {
-				t.move(client)
-			}
+		if client, err := t.sandbox.Agent(ctx); err == nil {
+			t.move(client)
 		}
 	}
 	var g errgroup.Group
@@ -77,8 +75,11 @@ func (r *Runtime) load(ctx context.Context, k key) error {
 	if _, err := record.Read(r.recordPath(k), &s); err != nil {
 		return err
 	}
-	live, barred := r.find(s.Sandbox)
-	if live == nil && barred == nil {
+	live, err := r.find(s.Sandbox)
+	if err != nil {
+		return err // quarantined: its tasks are left alone with it
+	}
+	if live == nil {
 		// The sandbox is gone, and everything of it.
 		t := r.newTask(k, nil, s)
 		if err := r.deactivate(namespaces.WithNamespace(ctx, k.namespace), k.id); err != nil {
@@ -87,12 +88,6 @@ func (r *Runtime) load(ctx context.Context, k key) error {
 		return t.erase()
 	}
 	t := r.newTask(k, live, s)
-	t.barred = barred
-	if barred != nil && s.Pid != 0 {
-		// Nobody can be asked. It is not known to have exited, and clients
-		// must not take it for that.
-		t.process.status = runtime.RunningStatus
-	}
 	if s.Exit != nil {
 		t.process.status, t.process.exit = runtime.StoppedStatus, *s.Exit
 		close(t.done)
@@ -102,9 +97,6 @@ func (r *Runtime) load(ctx context.Context, k key) error {
 
 // restore brings a loaded task up to date, or finishes what was begun.
 func (t *Task) restore(ctx context.Context) {
-	if t.barred != nil {
-		return
-	}
 	ctx = namespaces.WithNamespace(ctx, t.key.namespace)
 	log := log.G(ctx).WithField("id", t.key.id)
 	if t.over() {

@@ -30,8 +30,7 @@ type Task struct {
 	*process // the first one
 	key      key
 	runtime  *Runtime
-	sandbox  *sandbox.Live // nil if barred
-	barred   error         // why nothing can be done: the sandbox is quarantined
+	sandbox  *sandbox.Live
 
 	mu     sync.Mutex
 	saved  saved
@@ -53,9 +52,6 @@ const agentTries = 3
 
 // agent returns the agent that has the task. Its events are followed.
 func (t *Task) agent(ctx context.Context) (client *task.Client, err error) {
-	if t.barred != nil {
-		return nil, t.barred
-	}
 	for range agentTries {
 		if client, err = t.sandbox.Agent(ctx); err != nil {
 			return nil, err
