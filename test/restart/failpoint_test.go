@@ -6,10 +6,13 @@ import (
 	"testing"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	_ "github.com/containerd-kuasar/containerd-kuasar/plugins" // its failpoints
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
 // TestKilledAtFailpoint kills the daemon, or the worker, at each point of its
@@ -88,6 +91,9 @@ func (n *node) lifecycle() error {
 	if _, err := n.Runtime.ExecSync(n.ctx, &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}}); err != nil {
 		return err
 	}
+	if err := n.control(id); err != nil {
+		return err
+	}
 	if _, err := n.Runtime.StopContainer(n.ctx, &runtime.StopContainerRequest{ContainerId: id}); err != nil {
 		return err
 	}
@@ -95,6 +101,30 @@ func (n *node) lifecycle() error {
 		return err
 	}
 	return n.remove(p.id)
+}
+
+// control does what CRI does not.
+func (n *node) control(id string) error {
+	ctx := namespaces.WithNamespace(n.ctx, bed.Namespace)
+	client, err := n.Client()
+	if err != nil {
+		return err
+	}
+	container, err := client.LoadContainer(ctx, id)
+	if err != nil {
+		return err
+	}
+	task, err := container.Task(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := task.Pause(ctx); err != nil {
+		return err
+	}
+	if err := task.Resume(ctx); err != nil {
+		return err
+	}
+	return task.CloseIO(ctx, containerd.WithStdinCloser)
 }
 
 func (n *node) remove(pod string) error {

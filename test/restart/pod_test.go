@@ -61,12 +61,13 @@ func (n *node) podConfig() *runtime.PodSandboxConfig {
 		LogDirectory: filepath.Join(n.Dir, "logs"),
 		Linux: &runtime.LinuxPodSandboxConfig{
 			CgroupParent:    "/restart",
-			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
+			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: separate},
 		},
 	}
 }
 
-var namespaces = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}
+// separate gives each container a pid namespace of its own.
+var separate = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}
 
 // runPod does what may fail by design of a test.
 func (n *node) runPod(config *runtime.PodSandboxConfig) (*pod, error) {
@@ -90,7 +91,7 @@ func (n *node) createContainer(p *pod, name, script string, options ...container
 		Command:  []string{"sh", "-c", script},
 		LogPath:  p.config.Metadata.Name + "-" + name + ".log",
 		Linux: &runtime.LinuxContainerConfig{
-			SecurityContext: &runtime.LinuxContainerSecurityContext{NamespaceOptions: namespaces},
+			SecurityContext: &runtime.LinuxContainerSecurityContext{NamespaceOptions: separate},
 		},
 	}
 	for _, o := range options {
