@@ -72,7 +72,7 @@ demo: install bed ## run pods of every sandboxer and show them
 	@$(GO) run ./test/demo
 
 .PHONY: bench
-bench: install bed ## compare with the stock runtime
+bench: install bed ## compare with the stock runtime, write docs/bench.json and .svg
 	@$(GO) run ./test/bench
 
 .PHONY: generate

@@ -41,7 +41,7 @@ func main() {
 		fail(err)
 	}
 	n := flag.Int("n", 30, "samples a side")
-	out := flag.String("out", "build/bench", "directory for bench.json and bench.svg")
+	out := flag.String("out", "docs", "directory for bench.json and bench.svg")
 	only := flag.String("run", "", "benchmarks to run, comma separated; all if empty")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
