@@ -135,15 +135,7 @@ func TestOrphansAreReaped(t *testing.T) {
 	b.closeStdin("")
 	b.wait("")
 	b.delete("")
-	tick, timeout := time.NewTicker(10*time.Millisecond), time.After(deadline)
-	defer tick.Stop()
-	for children(n) != "" {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("children are left: %s", children(n))
-		}
-	}
+	eventually(t, "no child is left", func() bool { return children(n) == "" })
 }
 
 func children(n *node) string {

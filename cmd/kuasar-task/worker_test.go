@@ -357,6 +357,10 @@ func spec(id string, args []string) *specs.Spec {
 	}
 }
 
+func mountOf(source, target string) specs.Mount {
+	return specs.Mount{Destination: target, Source: source, Options: []string{"bind", "ro"}}
+}
+
 // create writes the bundle and makes the container. It returns the pid.
 func (b *box) create() uint32 {
 	b.Helper()
