@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -37,6 +38,10 @@ type making struct {
 	err  error
 }
 
+// shareTime bounds the start of an init that a container needs. It is not its
+// caller's alone, so the caller cannot cancel it.
+const shareTime = time.Minute
+
 // share makes sure that the pod has an init. All callers of the time share one
 // start.
 func (p *pod) share(ctx context.Context) error {
@@ -53,7 +58,9 @@ func (p *pod) share(ctx context.Context) error {
 		m = &making{done: make(chan struct{})}
 		p.making = m
 		go func() {
-			m.err = p.launch(context.WithoutCancel(ctx), true)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shareTime)
+			defer cancel()
+			m.err = p.launch(ctx, true)
 			p.mu.Lock()
 			p.making = nil
 			p.mu.Unlock()

@@ -1,9 +1,11 @@
 package host
 
 import (
+	"fmt"
 	"path"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/stats"
@@ -36,10 +38,11 @@ func Cgroup(path, id string, systemd bool) string {
 }
 
 // Stats are the metrics of the pod's cgroup, which the client made: the sum of
-// all its containers. See stats.Pod.
+// all its containers. See stats.Pod. A pod may be without one; that this is
+// errdefs.ErrNotFound lets CRI list the others' all the same.
 func Stats(parent string) (typeurl.Any, error) {
 	if parent == "" {
-		return nil, invalid("the pod has no cgroup parent, so there is no cgroup that sums up its containers")
+		return nil, fmt.Errorf("the pod has no cgroup parent, and so no cgroup that sums up its containers: %w", errdefs.ErrNotFound)
 	}
 	return stats.Pod(expand(parent))
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -258,9 +259,10 @@ func (w *Worker) refuse(ctx context.Context, proc *process, err error) error {
 	if !errdefs.IsFailedPrecondition(err) {
 		return err
 	}
-	exe, lerr := os.Readlink(fmt.Sprintf("/proc/%d/exe", proc.pid))
-	if lerr != nil {
-		exe = "its program"
+	// It runs from a copy in memory, but was started by this name.
+	exe := "kuasar-task"
+	if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", proc.pid)); err == nil {
+		exe, _, _ = strings.Cut(string(args), "\x00")
 	}
 	if w.holds() {
 		return fmt.Errorf("%s holds containers and is of another release; it goes on holding them: %w", exe, err)
