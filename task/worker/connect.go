@@ -213,7 +213,7 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 	c := &conn{worker: w, proc: proc}
 	defer func() {
 		if err != nil {
-			err = c.autopsy(err)
+			err = c.autopsy(ctx, err)
 			c.close()
 		}
 	}()
@@ -238,7 +238,7 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 
 // autopsy adds to the error of a connection whether the worker died of what
 // broke it.
-func (c *conn) autopsy(err error) error {
+func (c *conn) autopsy(ctx context.Context, err error) error {
 	t := time.NewTimer(deathTime)
 	defer t.Stop()
 	if errdefs.IsFailedPrecondition(err) {
@@ -249,8 +249,9 @@ func (c *conn) autopsy(err error) error {
 		_, cause := died(e)
 		return fmt.Errorf("%w: %w (%s)", err, errDied, cause)
 	case <-t.C:
-		return err
+	case <-ctx.Done():
 	}
+	return err
 }
 
 // refuse explains why a worker is of no use. If it holds nothing it makes way
