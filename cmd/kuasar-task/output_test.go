@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,9 +13,10 @@ import (
 
 // output collects what comes out of a FIFO.
 type output struct {
-	path string
-	buf  bytes.Buffer
-	done chan struct{} // closed at its end
+	path  string
+	buf   bytes.Buffer
+	begun chan struct{} // closed once there is some
+	done  chan struct{} // closed at its end
 }
 
 func (n *node) read(path string) *output {
@@ -27,14 +29,14 @@ func (n *node) read(path string) *output {
 	if err != nil {
 		n.Fatal(err)
 	}
-	o := &output{path: path, done: make(chan struct{})}
+	o := &output{path: path, begun: make(chan struct{}), done: make(chan struct{})}
 	f := os.NewFile(uintptr(fd), path)
 	started := make(chan struct{})
 	go func() {
 		defer close(o.done)
 		defer f.Close()
 		close(started)
-		_, _ = o.buf.ReadFrom(untilEnd{f, fd})
+		_, _ = o.buf.ReadFrom(&untilEnd{f, fd, sync.OnceFunc(func() { close(o.begun) })})
 	}()
 	<-started
 	return o
@@ -42,13 +44,17 @@ func (n *node) read(path string) *output {
 
 // untilEnd waits for the first writer: before it comes a FIFO reads as ended.
 type untilEnd struct {
-	f  *os.File
-	fd int
+	f     *os.File
+	fd    int
+	begun func()
 }
 
-func (r untilEnd) Read(b []byte) (int, error) {
+func (r *untilEnd) Read(b []byte) (int, error) {
 	for {
 		n, err := r.f.Read(b)
+		if n > 0 {
+			r.begun()
+		}
 		if n > 0 || !errors.Is(err, io.EOF) {
 			return n, err
 		}
@@ -59,6 +65,18 @@ func (r untilEnd) Read(b []byte) (int, error) {
 		if fds[0].Revents&unix.POLLHUP != 0 && fds[0].Revents&unix.POLLIN == 0 {
 			return 0, io.EOF
 		}
+	}
+}
+
+// began waits until there is some, and is false if it ended without.
+func (o *output) began() bool {
+	select {
+	case <-o.begun:
+		return true
+	case <-o.done:
+		return o.buf.Len() > 0
+	case <-time.After(deadline):
+		return false
 	}
 }
 

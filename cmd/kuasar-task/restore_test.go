@@ -265,7 +265,7 @@ func TestFailpoints(t *testing.T) {
 			n.env = nil
 			n.connect()
 			l := &life{box: b, stdin: w}
-			died := l.live()
+			died := l.live(point)
 			if !died {
 				t.Fatalf("the worker did not die")
 			}
@@ -312,7 +312,7 @@ func (l *life) is(exec string, want tasktypes.Status) bool {
 	return err == nil && s.Status == want
 }
 
-func (l *life) live() bool {
+func (l *life) live(point string) bool {
 	l.Helper()
 	ctx, cancel := l.ctx()
 	defer cancel()
@@ -329,9 +329,13 @@ func (l *life) live() bool {
 		_, err := l.client.Start(ctx, &taskapi.StartRequest{ID: l.id})
 		return err
 	})
-	if l.is("", tasktypes.Status_STOPPED) {
+	if !l.out.began() {
 		// Killed in the instant in which the first process told that it goes
-		// on: it cannot tell a new worker, so it ends.
+		// on: it cannot tell a new worker, so it ends. The client's start
+		// failed as well.
+		if e := l.awaitExit(""); e.Exit.Status == 61 || !strings.HasPrefix(point, "container/start/") {
+			l.Errorf("it did not start: %v", e)
+		}
 		l.delete("")
 		return l.died
 	}
