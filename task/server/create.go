@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
@@ -20,9 +22,13 @@ var (
 	fpCreated = failpoint.New("server/create/created")
 )
 
+// warm covers the time until a new process is moved into its cgroup.
+const warm = 50 * time.Millisecond
+
 // Create makes a container from its bundle. Its rootfs is mounted by whoever
 // made the bundle: r.Rootfs must be empty.
 func (s *Server) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	cgroup.Warm(warm)
 	ns, err := s.enter(ctx)
 	if err != nil {
 		return nil, err

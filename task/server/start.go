@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 )
@@ -83,6 +84,7 @@ func (s *Server) goOn(ctx context.Context, p *process) error {
 
 // Exec makes a process known that Start starts.
 func (s *Server) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
+	cgroup.Warm(warm) // its Start comes next
 	c, err := s.container(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -165,6 +167,7 @@ func (c *container) leave() {
 }
 
 func (s *Server) startExec(ctx context.Context, p *process) error {
+	cgroup.Warm(warm)
 	c := p.c
 	var spec specs.Process
 	if err := json.Unmarshal(p.get().Spec, &spec); err != nil {
