@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
@@ -26,8 +27,13 @@ var (
 	fpUnpin   = failpoint.New("runc/stop/unpinned")
 )
 
+// warm covers the time until a container's process is moved into its cgroup:
+// CRI makes the first container of a pod right after the pod.
+const warm = 300 * time.Millisecond
+
 // Start implements sandbox.Sandbox.
 func (p *pod) Start(ctx context.Context) error {
+	cgroup.Warm(warm)
 	if err := p.run(ctx); err != nil {
 		err = fmt.Errorf("start pod %s: %w", p.id, err)
 		return errors.Join(err, p.undo(context.WithoutCancel(ctx)))

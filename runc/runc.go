@@ -27,6 +27,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
@@ -282,6 +283,7 @@ func (p *pod) view() host.View {
 
 // Prepare implements sandbox.Sandbox.
 func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle, error) {
+	cgroup.Warm(warm)
 	if err := check(c); err != nil {
 		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: %w", c.ID, p.id, err)
 	}
