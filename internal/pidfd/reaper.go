@@ -177,15 +177,11 @@ func outcome(fd int) (Exit, bool) {
 	case err != unix.ECHILD:
 		return unknownExit(fmt.Errorf("wait for process: %w", err)), true
 	}
-	ws, err := exitInfo(fd)
-	if err == nil {
-		return newExit(ws), true
-	}
 	if ws, ok := zombieStatus(fd); ok {
 		return newExit(ws), true
 	}
-	// It may have been reaped in between.
-	if ws, err2 := exitInfo(fd); err2 == nil {
+	ws, err := exitInfo(fd)
+	if err == nil {
 		return newExit(ws), true
 	}
 	if errors.Is(err, ErrStillRunning) {

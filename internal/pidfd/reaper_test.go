@@ -232,6 +232,27 @@ func TestUnfollowRacingWithExit(t *testing.T) {
 	}
 }
 
+func TestUnfollowWaitsForTheExitFunction(t *testing.T) {
+	r := reaper(t)
+	p := ours(t, "exit 0")
+	entered, release, returned := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	if err := r.Follow(p.f, func(Exit) { close(entered); <-release }); err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	go func() { r.Unfollow(p.f); close(returned) }()
+	for range 1000 {
+		runtime.Gosched()
+		select {
+		case <-returned:
+			t.Fatal("Unfollow returned first")
+		default:
+		}
+	}
+	close(release)
+	<-returned
+}
+
 func TestCloseLeavesNothing(t *testing.T) {
 	before, goroutines := descriptors(t), runtime.NumGoroutine()
 	r, err := NewReaper()

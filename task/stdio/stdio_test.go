@@ -238,6 +238,28 @@ func TestProcessOutlivesItsReader(t *testing.T) {
 	expect(t, read2end(t, out), "two\nthree\n")
 }
 
+// Nobody but the process has the FIFO open: it must not get SIGPIPE.
+func TestProcessOutlivesReaderAndAgent(t *testing.T) {
+	h := host(t)
+	in, out := mkfifo(t, "in"), mkfifo(t, "out")
+	client := attach(t, out)
+	sio := open(t, h, Config{Stdin: in, Stdout: out})
+	cmd := start(t, sio, "read x; echo one; echo two", nil)
+	w, err := os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	client.Close()
+	if err := sio.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.WriteString("\n"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, cmd)
+}
+
 func TestUnreadOutputIsKept(t *testing.T) {
 	for _, tt := range []struct {
 		name string
