@@ -119,6 +119,9 @@ func (s *Stream) pump() {
 				return
 			}
 			s.ahead -= int(n)
+			if fill, err := unix.IoctlGetInt(s.source, fionread); s.ahead == 0 && err == nil && fill == 0 {
+				return // the next write, or the end, wakes us
+			}
 			continue
 		}
 		n, err := unix.Tee(s.source, s.keptW, chunk, unix.SPLICE_F_NONBLOCK)

@@ -54,11 +54,17 @@ func (p *process) reretainOutput(i int, n node) error {
 	return p.relay(i, s, n)
 }
 
+// spoolSize is the capacity of a spool in bytes: the process writes on while
+// the relay has its turn.
+const spoolSize = 256 << 10
+
 func (p *process) relay(i int, from, to node) error {
 	source, err := from.open(unix.O_RDONLY | unix.O_NONBLOCK)
 	if err != nil {
 		return err
 	}
+	// Where pipes may not grow, the usual size does.
+	_, _ = unix.FcntlInt(uintptr(source), unix.F_SETPIPE_SZ, spoolSize)
 	sink, err := to.open(unix.O_RDWR | unix.O_NONBLOCK)
 	if err != nil {
 		unix.Close(source)
