@@ -76,7 +76,7 @@ func (r *Runtime) read(client *task.Client, f *follower) {
 	delete(r.agents, client)
 	r.mu.Unlock()
 	log.G(r.life).WithError(err).Info("lost an agent's events")
-	r.lost(client)
+	r.replace(client)
 }
 
 // subscribe reads events first and the list of processes then, so that
@@ -248,9 +248,9 @@ func (r *Runtime) all() []*Task {
 	return list
 }
 
-// lost finds the next agent for the tasks of one that is gone, with one
+// replace finds the next agent for the tasks of one that is gone, with one
 // goroutine for each of its sandboxes, until it is found or the sandbox ended.
-func (r *Runtime) lost(client *task.Client) {
+func (r *Runtime) replace(client *task.Client) {
 	sandboxes := map[string]*sandbox.Live{}
 	for _, t := range r.all() {
 		if t.at() == client {
