@@ -153,6 +153,7 @@ func TestKillBelowInV1(t *testing.T) {
 	if err := os.MkdirAll(inner, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _, _ = os.Remove(inner), os.Remove(filepath.Dir(inner)) })
 	gorge(t, inner)
 	expect(t, events, "c")
 	kills(t, v1(dir), 1)
