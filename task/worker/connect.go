@@ -13,7 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
@@ -41,7 +40,8 @@ var (
 	// errBusy means that a worker lives, or is being started.
 	errBusy = errors.New("a worker has the lock")
 
-	// errDied means that a worker listened, and died before it answered.
+	// errDied means that a worker died before it answered, though it listened
+	// or had been started by another daemon.
 	errDied = errors.New("it died")
 )
 
@@ -149,17 +149,14 @@ func (w *Worker) adopt(ctx context.Context) (*conn, error) {
 	return w.dial(ctx, proc)
 }
 
-// listening waits until the worker listens, and returns its pid.
+// listening waits until the worker listens, and returns its pid. It looks again
+// and again: neither listen(2) nor the release of a lock is an event that one
+// could wait for, and this takes only the few milliseconds in which a worker
+// begins or ends whose daemon died then.
 func (w *Worker) listening(ctx context.Context) (int, error) {
 	path := filepath.Join(w.cfg.Dir, agentSocket)
-	watch, err := fsnotify.NewWatcher()
-	if err != nil {
-		return 0, fmt.Errorf("watch for %s: %w", path, err)
-	}
-	defer watch.Close()
-	if err := watch.Add(w.cfg.Dir); err != nil {
-		return 0, fmt.Errorf("watch for %s: %w", path, err)
-	}
+	again := time.NewTicker(listenTime)
+	defer again.Stop()
 	for {
 		pid, err := listener(ctx, path)
 		if err == nil {
@@ -168,20 +165,12 @@ func (w *Worker) listening(ctx context.Context) (int, error) {
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
 			return 0, err
 		}
-		// It may be gone meanwhile, and then nothing will come.
 		if lock, lerr := w.lock(); lerr == nil {
 			lock.Close()
-			return 0, fmt.Errorf("it died before it listened: %w", errors.Join(err, errdefs.ErrUnavailable))
-		}
-		// bind(2) of a socket is an event in the directory, but the listen(2)
-		// that follows is not.
-		var soon <-chan time.Time
-		if errors.Is(err, unix.ECONNREFUSED) {
-			soon = time.After(listenTime)
+			return 0, fmt.Errorf("%w: %w", err, errDied)
 		}
 		select {
-		case <-watch.Events:
-		case <-soon:
+		case <-again.C:
 		case <-ctx.Done():
 			return 0, fmt.Errorf("it lives and does not listen at %s: %w", path, ctx.Err())
 		}

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -39,6 +40,9 @@ func fake(dir, kind string) error {
 	switch kind {
 	case "dies":
 		return fmt.Errorf("no kernel, no fun")
+	case "dies late":
+		<-time.After(200 * time.Millisecond)
+		return nil
 	case "mute":
 		signal.Ignore(unix.SIGTERM)
 		select {}

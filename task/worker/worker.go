@@ -70,8 +70,8 @@ const (
 	// start is tried.
 	failTime = 100 * time.Millisecond
 
-	// listenTime is how long after it made its socket a worker is asked again
-	// whether it listens.
+	// listenTime is between two looks at whether a worker listens that was
+	// started by a daemon that died.
 	listenTime = 10 * time.Millisecond
 
 	// A worker that lives less than steady gets its next start delayed: twice

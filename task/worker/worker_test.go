@@ -353,9 +353,27 @@ func TestStartIsGivenUp(t *testing.T) {
 }
 
 // The daemon died right after the fork; the next one must wait for the worker
-// instead of starting a second.
-func TestWorkerThatIsAboutToListenIsAwaited(t *testing.T) {
+// instead of starting a second, unless it dies too.
+func TestWorkerOfADaemonThatDied(t *testing.T) {
 	b := newBench(t)
+	forked := b.orphan("")
+	if got := b.pid(b.agent(b.daemon(nil))); got != forked {
+		t.Errorf("worker %d, want the forked %d", got, forked)
+	}
+}
+
+func TestWorkerThatDiedWithItsDaemon(t *testing.T) {
+	b := newBench(t)
+	b.orphan("dies late")
+	b.pid(b.agent(b.daemon(nil)))
+}
+
+// orphan is a worker that is about to listen, or to die.
+func (b *bench) orphan(behaviour string) uint32 {
+	t := b.T
+	t.Helper()
+	t.Setenv(kind, behaviour)
+	defer os.Unsetenv(kind)
 	dead := &Worker{cfg: Config{Find: os.Executable, Dir: b.dir, Cgroup: group}}
 	lock, err := dead.lock()
 	if err != nil {
@@ -375,10 +393,7 @@ func TestWorkerThatIsAboutToListenIsAwaited(t *testing.T) {
 		t.Fatal(err)
 	}
 	lock.Close()
-	w := b.daemon(nil)
-	if got := b.pid(b.agent(w)); got != uint32(forked) {
-		t.Errorf("worker %d, want the forked %d", got, forked)
-	}
+	return uint32(forked)
 }
 
 func TestLongPath(t *testing.T) {
