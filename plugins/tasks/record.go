@@ -50,6 +50,9 @@ func (r *Runtime) recordPath(k key) string {
 func (t *Task) save(change func(*saved)) error {
 	t.writing.Lock()
 	defer t.writing.Unlock()
+	if t.erased {
+		return nil
+	}
 	t.mu.Lock()
 	change(&t.saved)
 	s := t.saved
@@ -65,8 +68,12 @@ func (t *Task) save(change func(*saved)) error {
 	return nil
 }
 
-// erase removes a task's record.
+// erase removes a task's record for good: what is learned of the task after
+// that makes no new one.
 func (t *Task) erase() error {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	t.erased = true
 	if err := os.Remove(t.runtime.recordPath(t.key)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("erase record of task %s: %w", t.key.id, err)
 	}

@@ -38,6 +38,7 @@ type Task struct {
 	client *task.Client // the agent that has the task, as far as known
 
 	writing sync.Mutex // serializes the record's writers
+	erased  bool       // guarded by writing: the record is gone
 }
 
 func (r *Runtime) newTask(k key, live *sandbox.Live, s saved) *Task {

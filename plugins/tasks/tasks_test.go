@@ -135,6 +135,15 @@ func TestHalfMadeTaskIsRemovedAtRestart(t *testing.T) {
 	}
 }
 
+// An exit may be learned of when the task is removed already.
+func TestErasedRecordStaysErased(t *testing.T) {
+	f := newFixture(t, newAgent())
+	task := f.create("c").(*Task)
+	f.must(task.discard(f.ctx))
+	task.exited(exit{Status: 1})
+	f.noRecords()
+}
+
 func TestBadInput(t *testing.T) {
 	f := newFixture(t, newAgent())
 	for name, c := range map[string]struct {
