@@ -137,8 +137,10 @@ func TestHalfMadeTaskIsRemovedAtRestart(t *testing.T) {
 
 // An exit may be learned of when the task is removed already.
 func TestErasedRecordStaysErased(t *testing.T) {
-	f := newFixture(t, newAgent())
+	a := newAgent()
+	f := newFixture(t, a)
 	task := f.create("c").(*Task)
+	a.exit("c", 1, false)
 	f.must(task.discard(f.ctx))
 	task.exited(exit{Status: 1})
 	f.noRecords()
