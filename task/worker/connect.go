@@ -103,7 +103,7 @@ func (w *Worker) connect(ctx context.Context) (c *conn, err error) {
 		}
 		log.G(ctx).WithError(err).Warn("worker died")
 	}
-	return nil, err
+	return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 }
 
 func (w *Worker) try(ctx context.Context) (*conn, error) {
@@ -138,11 +138,15 @@ func (w *Worker) adopt(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	proc, err := w.follow(pid)
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("%w: %w", err, errDied)
+	}
 	if err != nil {
 		return nil, err
 	}
 	// Its daemon may have died before it did this.
 	if err := w.settle(pid); err != nil {
+		err = proc.autopsy(ctx, err)
 		proc.close(w.reaper)
 		return nil, err
 	}
@@ -202,7 +206,7 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 	c := &conn{worker: w, proc: proc}
 	defer func() {
 		if err != nil {
-			err = c.autopsy(ctx, err)
+			err = proc.autopsy(ctx, err)
 			c.close()
 		}
 	}()
@@ -225,16 +229,16 @@ func (w *Worker) dial(ctx context.Context, proc *process) (_ *conn, err error) {
 	return c, nil
 }
 
-// autopsy adds to the error of a connection whether the worker died of what
-// broke it.
-func (c *conn) autopsy(ctx context.Context, err error) error {
+// autopsy adds to an error whether the worker is dead, which was its cause or
+// its effect.
+func (p *process) autopsy(ctx context.Context, err error) error {
 	t := time.NewTimer(deathTime)
 	defer t.Stop()
 	if errdefs.IsFailedPrecondition(err) {
 		return err // its answer
 	}
 	select {
-	case e := <-c.proc.exit:
+	case e := <-p.exit:
 		_, cause := died(e)
 		return fmt.Errorf("%w: %w (%s)", err, errDied, cause)
 	case <-t.C:
@@ -254,7 +258,7 @@ func (w *Worker) refuse(ctx context.Context, proc *process, err error) error {
 	if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", proc.pid)); err == nil {
 		exe, _, _ = strings.Cut(string(args), "\x00")
 	}
-	if w.holds() {
+	if w.holds() || len(w.keeper.Keys()) > 0 {
 		return fmt.Errorf("%s holds containers and is of another release; it goes on holding them: %w", exe, err)
 	}
 	err = errors.Join(fmt.Errorf("%s: %w", exe, err), pidfd.Signal(proc.file, unix.SIGKILL))
