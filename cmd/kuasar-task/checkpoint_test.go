@@ -12,34 +12,79 @@ import (
 )
 
 func TestCheckpoint(t *testing.T) {
-	if err := exec.Command("criu", "check").Run(); err != nil {
-		t.Skipf("missing: a criu that works here: criu check: %v", err)
+	if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
+		t.Skipf("missing: a criu that works on this kernel: %s", out)
 	}
 	n := newNode(t)
-	b := n.newBox("sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); sleep 0.01; done").run()
+	const count = "i=0; while read x; do i=$((i+1)); echo $i $x; done; exit 71"
+	b := n.newBox("sh", "-c", count)
+	stdin, w := b.stdin("stdin")
+	b.req.Stdin = stdin
+	b.run()
+	say(t, w, "a")
+	b.out.await(t, "1 a\n")
 	image := filepath.Join(n.dir, "image")
-	ctx, cancel := n.ctx()
-	defer cancel()
-	if _, err := n.client.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: b.id, Path: image, Options: anyOf(b, &options.CheckpointOptions{Exit: true})}); err != nil {
-		log, _ := os.ReadFile(filepath.Join(b.bundle, "criu-dump.log"))
-		t.Fatalf("%v\n%s", err, log)
+	b.checkpoint(image, &options.CheckpointOptions{})
+	say(t, w, "b") // it runs on
+	b.out.await(t, "1 a\n2 b\n")
+	b.checkpoint(image, &options.CheckpointOptions{Exit: true})
+	if got := b.wait(""); got != 137 {
+		t.Errorf("exit status %d", got)
 	}
-	b.wait("")
 	b.delete("")
 
-	c := n.newBox("sh", "-c", "never run")
-	c.req.Checkpoint = image
-	c.create()
-	c.start()
-	if s := c.state(""); s.Pid == 0 {
-		t.Errorf("restored: %v", s)
+	c := n.newBox("sh", "-c", count)
+	stdin, w = c.stdin("stdin")
+	c.req.Stdin, c.req.Checkpoint = stdin, image
+	if pid := c.create(); pid != 0 {
+		t.Errorf("made before its start: %d", pid)
 	}
-	c.kill(9)
-	if got := c.wait(""); got != 137 {
+	c.start()
+	say(t, w, "c")
+	c.out.await(t, "3 c\n")
+	w.Close()
+	c.closeStdin("")
+	if got := c.wait(""); got != 71 {
 		t.Errorf("exit status %d", got)
 	}
 	c.delete("")
 	if left := c.leftovers(); left != "" {
+		t.Errorf("left: %s", left)
+	}
+}
+
+func say(t *testing.T, w *os.File, line string) {
+	t.Helper()
+	if _, err := w.WriteString(line + "\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *box) checkpoint(image string, opts *options.CheckpointOptions) {
+	b.Helper()
+	ctx, cancel := b.ctx()
+	defer cancel()
+	if _, err := b.client.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: b.id, Path: image, Options: anyOf(b, opts)}); err != nil {
+		log, _ := os.ReadFile(filepath.Join(b.bundle, "criu-dump.log"))
+		b.Fatalf("%v\n%s", err, log)
+	}
+}
+
+func TestRestoreOfNothing(t *testing.T) {
+	if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
+		t.Skipf("missing: a criu that works on this kernel: %s", out)
+	}
+	n := newNode(t)
+	b := n.newBox("true")
+	b.req.Checkpoint = filepath.Join(n.dir, "nothing")
+	b.create()
+	ctx, cancel := n.ctx()
+	defer cancel()
+	if _, err := n.client.Start(ctx, &taskapi.StartRequest{ID: b.id}); err == nil || !strings.Contains(err.Error(), "nothing") {
+		t.Errorf("got %v", err)
+	}
+	b.delete("")
+	if left := b.leftovers(); left != "" {
 		t.Errorf("left: %s", left)
 	}
 }

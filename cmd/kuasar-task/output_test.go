@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,9 +15,35 @@ import (
 // output collects what comes out of a FIFO.
 type output struct {
 	path  string
-	buf   bytes.Buffer
 	begun chan struct{} // closed once there is some
 	done  chan struct{} // closed at its end
+
+	mu   sync.Mutex
+	cond sync.Cond
+	buf  bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.cond.Broadcast()
+	return o.buf.Write(b)
+}
+
+// await waits until all of the output is want.
+func (o *output) await(t testing.TB, want string) {
+	t.Helper()
+	end := time.Now().Add(deadline)
+	timer := time.AfterFunc(deadline, o.cond.Broadcast)
+	defer timer.Stop()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.buf.String() != want {
+		if time.Now().After(end) {
+			t.Fatalf("output %q is not %q", o.buf.String(), want)
+		}
+		o.cond.Wait()
+	}
 }
 
 func (n *node) read(path string) *output {
@@ -30,13 +57,14 @@ func (n *node) read(path string) *output {
 		n.Fatal(err)
 	}
 	o := &output{path: path, begun: make(chan struct{}), done: make(chan struct{})}
+	o.cond.L = &o.mu
 	f := os.NewFile(uintptr(fd), path)
 	started := make(chan struct{})
 	go func() {
 		defer close(o.done)
 		defer f.Close()
 		close(started)
-		_, _ = o.buf.ReadFrom(&untilEnd{f, fd, sync.OnceFunc(func() { close(o.begun) })})
+		_, _ = io.Copy(o, &untilEnd{f, fd, sync.OnceFunc(func() { close(o.begun) })})
 	}()
 	<-started
 	return o

@@ -26,29 +26,36 @@ func criu() error {
 
 // Checkpoint implements server.Checkpointer. opts may be nil.
 func (r *Runtime) Checkpoint(_ context.Context, ref server.Ref, path string, opts *options.CheckpointOptions) error {
-	if err := criu(); err != nil {
+	if err := r.checkpoint(ref, path, opts); err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", ref.ID, err)
 	}
-	c, err := load(ref)
-	if err != nil {
+	return nil
+}
+
+func (r *Runtime) checkpoint(ref server.Ref, path string, opts *options.CheckpointOptions) error {
+	if err := criu(); err != nil {
 		return err
 	}
 	empty, err := emptyNamespaces(opts.GetEmptyNamespaces())
 	if err != nil {
-		return fmt.Errorf("checkpoint container %s: %w", ref.ID, err)
+		return err
 	}
 	if p := opts.GetParentPath(); filepath.IsAbs(p) {
-		return fmt.Errorf("checkpoint container %s: %w", ref.ID, invalid("parent path %s is not relative to the image", p))
-	}
-	work := opts.GetWorkPath()
-	if work == "" {
-		work = filepath.Join(ref.Dir, "criu")
-		defer os.RemoveAll(work)
+		return invalid("parent path %s is not relative to the image", p)
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return fmt.Errorf("checkpoint container %s: %w", ref.ID, err)
+		return err
 	}
-	err = c.Checkpoint(&libcontainer.CriuOpts{
+	dir, work, err := scratch(ref, opts.GetWorkPath())
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	c, err := loadForDump(ref, dir, path)
+	if err != nil {
+		return err
+	}
+	return keep(ref, work, "dump.log", c.Checkpoint(&libcontainer.CriuOpts{
 		ImagesDirectory:         path,
 		WorkDirectory:           work,
 		ParentImage:             opts.GetParentPath(),
@@ -60,48 +67,67 @@ func (r *Runtime) Checkpoint(_ context.Context, ref server.Ref, path string, opt
 		ManageCgroupsMode:       opts.GetCgroupsMode(),
 		EmptyNs:                 empty,
 		StatusFd:                -1,
-	})
-	if err != nil {
-		return fmt.Errorf("checkpoint container %s: %w", ref.ID, keep(err, ref, work, "dump.log"))
-	}
-	return nil
+	}))
 }
 
 // Restore implements server.Checkpointer.
 func (r *Runtime) Restore(ctx context.Context, ref server.Ref, p server.Process, path string) (server.Started, error) {
-	if err := criu(); err != nil {
-		return server.Started{}, fmt.Errorf("restore container %s: %w", ref.ID, err)
-	}
-	opts, err := parse(ref.Options)
+	s, err := r.restore(ctx, ref, p, path)
 	if err != nil {
 		return server.Started{}, fmt.Errorf("restore container %s: %w", ref.ID, err)
 	}
-	work := opts.CriuWorkPath
-	if work == "" {
-		work = filepath.Join(ref.Dir, "criu")
-		defer os.RemoveAll(work)
+	return s, nil
+}
+
+func (r *Runtime) restore(ctx context.Context, ref server.Ref, p server.Process, path string) (server.Started, error) {
+	if err := criu(); err != nil {
+		return server.Started{}, err
+	}
+	opts, err := parse(ref.Options)
+	if err != nil {
+		return server.Started{}, err
+	}
+	dir, work, err := scratch(ref, opts.CriuWorkPath)
+	if err != nil {
+		return server.Started{}, err
+	}
+	defer os.RemoveAll(dir)
+	if err := inherit(p.Spec, dir, path); err != nil {
+		return server.Started{}, err
 	}
 	return r.create(ctx, ref, p, func(c *libcontainer.Container, lp *libcontainer.Process) error {
-		err := c.Restore(lp, &libcontainer.CriuOpts{
+		return keep(ref, work, "restore.log", c.Restore(lp, &libcontainer.CriuOpts{
 			ImagesDirectory: path,
 			WorkDirectory:   work,
 			EmptyNs:         unix.CLONE_NEWNET,
 			StatusFd:        -1,
-		})
-		return keep(err, ref, work, "restore.log")
+		}))
 	})
 }
 
-// keep saves criu's log in the bundle, as its directory goes.
-func keep(err error, ref server.Ref, work, name string) error {
+// scratch makes a directory for one use of criu; its working directory is in
+// there if the client named none.
+func scratch(ref server.Ref, named string) (dir, work string, err error) {
+	dir = filepath.Join(ref.Dir, "criu")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", "", err
+	}
+	if work = named; work == "" {
+		work = filepath.Join(dir, "work")
+	}
+	return dir, work, nil
+}
+
+// keep saves criu's log in the bundle if err is one, as its directory goes.
+func keep(ref server.Ref, work, name string, err error) error {
 	if err == nil {
 		return nil
 	}
 	to := filepath.Join(ref.Bundle, "criu-"+name)
 	if merr := os.Rename(filepath.Join(work, name), to); merr != nil {
-		return err // criu did not get as far as a log
+		return class(err) // criu did not get as far as a log
 	}
-	return fmt.Errorf("%w: see %s", err, to)
+	return fmt.Errorf("%w: see %s", class(err), to)
 }
 
 // emptyNamespaces are those that are made anew instead of restored. The
