@@ -49,13 +49,8 @@ func TestCritest(t *testing.T) {
 const heading = `# critest
 
 The conformance suite of Kubernetes' container runtime interface, cri-tools
-v1.36.0, run against two handlers of one daemon: containerd's own runc shim
-and the runc sandboxer. ` + "`make critest-docs`" + ` runs it again and writes this
-file.
-
-Images come from a registry on loopback, built from Debian's busybox and small
-programs under the names that critest asks for. One constant of critest is
-changed: the digest that it pulls an image by is that of an image which such a
-registry can have.
+v1.36.0, run against two handlers of one daemon: containerd's own shim with
+Debian's runc, which has no user namespaces for pods before version 1.2, and
+the runc sandboxer. ` + "`make critest-docs`" + ` runs it again and writes this file.
 
 `

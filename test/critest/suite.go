@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
@@ -21,7 +20,6 @@ import (
 type Result struct {
 	State   string // ginkgo's: passed, failed, skipped, …
 	Message string // why it failed or was skipped
-	Time    time.Duration
 }
 
 // Passed says whether the case ran and passed.
@@ -72,7 +70,6 @@ func read(path string) (Results, error) {
 			LeafNodeType            string
 			LeafNodeText            string
 			State                   string
-			RunTime                 time.Duration
 			Failure                 struct{ Message string }
 		}
 	}
@@ -86,7 +83,7 @@ func read(path string) (Results, error) {
 			if spec.LeafNodeType != "It" || strings.Contains(name, " benchmark ") {
 				continue
 			}
-			results[name] = Result{spec.State, spec.Failure.Message, spec.RunTime}
+			results[name] = Result{spec.State, spec.Failure.Message}
 		}
 	}
 	if len(results) == 0 {

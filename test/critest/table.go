@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Table is the results of several handlers side by side, the one that is
@@ -123,34 +122,32 @@ func (t Table) row(p *printer, title string, names []string) {
 	p.line(line)
 }
 
-// causes names every case that did not pass, and why.
+// causes names every case that did not pass, why, and with which handlers.
 func (t Table) causes(p *printer, excluded map[string]string) {
-	causes := make(map[string][]string)
+	handlers := make(map[string][]string)    // by cause and name
+	names := make(map[string]map[string]bool) // by cause
 	for i, results := range t.Results {
 		for _, name := range t.names() {
-			if r := results[name]; !r.Passed() {
-				cause := fmt.Sprintf("%s, %s: %s", t.Handlers[i], cmp.Or(r.State, "absent"), cmp.Or(excluded[name], firstLine(r.Message)))
-				causes[cause] = append(causes[cause], name)
+			r := results[name]
+			if r.Passed() {
+				continue
 			}
+			title := cmp.Or(r.State, "absent") + ": " + cmp.Or(excluded[name], firstLine(r.Message))
+			handlers[title+name] = append(handlers[title+name], t.Handlers[i])
+			if names[title] == nil {
+				names[title] = make(map[string]bool)
+			}
+			names[title][name] = true
 		}
 	}
-	for _, cause := range slices.Sorted(maps.Keys(causes)) {
+	for _, title := range slices.Sorted(maps.Keys(names)) {
 		p.line("")
-		p.line(cause)
+		p.line("## " + strings.ToUpper(title[:1]) + title[1:])
 		p.line("")
-		for _, name := range causes[cause] {
-			p.line("- " + name)
+		for _, name := range slices.Sorted(maps.Keys(names[title])) {
+			p.line("- " + name + " (" + strings.Join(handlers[title+name], ", ") + ")")
 		}
 	}
-}
-
-// Time is what a handler's cases took in sum.
-func (r Results) Time() time.Duration {
-	var sum time.Duration
-	for _, result := range r {
-		sum += result.Time
-	}
-	return sum
 }
 
 func firstLine(text string) string {

@@ -49,7 +49,7 @@ func TestWrite(t *testing.T) {
 	for _, want := range []string{
 		"| Container | 1 passed | 0 passed, **1 failed** |",
 		"| **all** | 1 passed | 0 passed, **1 failed** |",
-		"ours, failed: because\n\n- Container case\n",
+		"## Failed: because\n\n- Container case (ours)\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
