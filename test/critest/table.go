@@ -124,7 +124,7 @@ func (t Table) row(p *printer, title string, names []string) {
 
 // causes names every case that did not pass, why, and with which handlers.
 func (t Table) causes(p *printer, excluded map[string]string) {
-	handlers := make(map[string][]string)    // by cause and name
+	handlers := make(map[string][]string)     // by cause and name
 	names := make(map[string]map[string]bool) // by cause
 	for i, results := range t.Results {
 		for _, name := range t.names() {
