@@ -104,10 +104,10 @@ func TestSharedPIDNamespaceEndsWithFirstProcess(t *testing.T) {
 	}
 	ctx, cancel := n.ctx()
 	defer cancel()
-	r, err := n.client.Pids(ctx, &taskapi.PidsRequest{ID: b.id})
-	if err != nil || len(r.Processes) != 0 {
-		t.Errorf("left: %v, %v", r, err)
-	}
+	eventually(t, "the killed ones are reaped", func() bool {
+		r, err := n.client.Pids(ctx, &taskapi.PidsRequest{ID: b.id})
+		return err == nil && len(r.Processes) == 0
+	})
 	b.delete("")
 	if left := b.leftovers(); left != "" {
 		t.Errorf("left: %s", left)

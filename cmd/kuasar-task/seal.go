@@ -1,10 +1,11 @@
 package main
 
 import (
-	"fmt"
+	"errors"
 	"os"
 	"strconv"
 
+	"github.com/containerd/log"
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 )
@@ -21,35 +22,41 @@ const lockFD = 4
 //
 // A container must not be able to write to the binary that its first process
 // executes (CVE-2019-5736), so libcontainer makes such a copy, or an overlay
-// mount, for every process it starts, unless it already runs from one.
-func seal() (ready *os.File, err error) {
+// mount, for every process it starts, unless it already runs from one. Where
+// there can be none it goes on doing so.
+func seal() (ready *os.File) {
+	if !exeseal.IsSelfExeCloned() {
+		if err := again(); err != nil {
+			log.L.WithError(err).Warn("cannot run from a sealed copy: each start of a process makes its own")
+		}
+	}
 	// The Go runtime opens all its descriptors close-on-exec.
 	flags, err := unix.FcntlInt(readyFD, unix.F_GETFD, 0)
-	inherited := err == nil && flags&unix.FD_CLOEXEC == 0
-	if exeseal.IsSelfExeCloned() {
-		unix.CloseOnExec(lockFD)
-		if !inherited {
-			return nil, nil
-		}
-		unix.CloseOnExec(readyFD)
-		return os.NewFile(readyFD, "ready"), nil
+	if err != nil || flags&unix.FD_CLOEXEC != 0 {
+		return nil
 	}
+	unix.CloseOnExec(readyFD)
+	return os.NewFile(readyFD, "ready")
+}
+
+// again does not return if all goes well.
+func again() error {
 	exe, err := os.Open("/proc/self/exe")
 	if err != nil {
-		return nil, fmt.Errorf("seal binary: %w", err)
+		return err
 	}
 	defer exe.Close()
 	info, err := exe.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("seal binary: %w", err)
+		return err
 	}
 	sealed, err := exeseal.CloneBinary(exe, info.Size(), "kuasar-task", os.TempDir())
 	if err != nil {
-		return nil, fmt.Errorf("seal binary: %w", err)
+		return err
 	}
+	defer sealed.Close()
 	if !exeseal.IsCloned(sealed) {
-		return nil, fmt.Errorf("seal binary: this kernel has no sealed memory files (memfd_create, Linux 3.17)")
+		return errors.New("no executable memory files: see vm.memfd_noexec")
 	}
-	path := "/proc/self/fd/" + strconv.Itoa(int(sealed.Fd()))
-	return nil, fmt.Errorf("execute sealed binary: %w", unix.Exec(path, os.Args, os.Environ()))
+	return unix.Exec("/proc/self/fd/"+strconv.Itoa(int(sealed.Fd())), os.Args, os.Environ())
 }

@@ -35,10 +35,7 @@ func serve(args []string) error {
 	if !filepath.IsAbs(*dir) || flags.NArg() > 0 {
 		return fmt.Errorf("serve takes an absolute directory and nothing else: serve --dir DIR")
 	}
-	ready, err := seal()
-	if err != nil {
-		return err
-	}
+	ready := seal()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	w, err := newWorker(*dir)

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
@@ -57,9 +59,9 @@ func (s *Server) kill(ctx context.Context, p *process, sig unix.Signal, all bool
 		}
 		return nil
 	}
-	// fd may be closed by now, which is an error and no other process.
+	// fd is closed by now if its exit is being handled.
 	err := pidfd.Signal(fd, sig)
-	if errdefs.IsNotFound(err) || p.isDone() {
+	if errdefs.IsNotFound(err) || errors.Is(err, os.ErrClosed) {
 		return finished(p)
 	}
 	if err != nil {
@@ -70,13 +72,4 @@ func (s *Server) kill(ctx context.Context, p *process, sig unix.Signal, all bool
 
 func finished(p *process) error {
 	return fmt.Errorf("%s: %w", p, stopped.check(opKill))
-}
-
-func (p *process) isDone() bool {
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
-	}
 }

@@ -37,15 +37,19 @@ func (s *Server) Restore(ctx context.Context, held map[string]*os.File) error {
 	if err != nil {
 		return fmt.Errorf("restore containers: %w", err)
 	}
+	quarantined := map[key]bool{}
 	for _, dir := range dirs {
 		k := key{filepath.Base(filepath.Dir(dir)), filepath.Base(dir)}
 		if err := s.restore(ctx, k, held); err != nil {
+			quarantined[k] = true
 			log.G(ctx).WithError(err).WithField("container", k.id).WithField("namespace", k.namespace).
 				Error("container is not restored: nothing of it was touched")
 		}
 	}
 	for name, f := range held {
-		s.cfg.Holder.Drop(name)
+		if !quarantined[owner(name)] { // or its terminals would hang up
+			s.cfg.Holder.Drop(name)
+		}
 		err = join(err, f.Close())
 	}
 	close(s.ready)
@@ -187,6 +191,13 @@ func (s *Server) follow(ctx context.Context, p *process, held map[string]*os.Fil
 	if err := s.cfg.Reaper.Follow(fd, func(e pidfd.Exit) { go s.exited(p, e) }); err != nil {
 		l.WithError(err).Error("process is not followed: its exit goes unnoticed")
 	}
+}
+
+// owner is the container that a held descriptor belongs to.
+func owner(name string) key {
+	ns, rest, _ := strings.Cut(name, "/")
+	id, _, _ := strings.Cut(rest, "/")
+	return key{ns, id}
 }
 
 func take(held map[string]*os.File, name string) *os.File {

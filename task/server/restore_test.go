@@ -145,13 +145,22 @@ func TestRestoreLeavesAloneWhatItCannotRead(t *testing.T) {
 			v, fd := r.alive("c")
 			defer fd.Close()
 			r.put("c", "", v)
+			pty, err := os.Open(os.DevNull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			held := map[string]*os.File{hold.Key("ns", "c", "", hold.Pty): pty}
+			r.holder.held[hold.Key("ns", "c", "", hold.Pty)] = true
 			dir := filepath.Join(r.cfg.Dir, "ns", "c")
 			if err := spoil(r, dir); err != nil {
 				t.Fatal(err)
 			}
-			r.restore(nil)
+			r.restore(held)
 			if _, err := r.State(r.ctx, &taskapi.StateRequest{ID: "c"}); !errdefs.IsNotFound(err) {
 				t.Errorf("state: %v", err)
+			}
+			if r.holder.count() != 1 {
+				t.Error("its terminal hangs up")
 			}
 			if len(r.runtime.calls) != 0 || r.stdio.left() != 0 {
 				t.Errorf("touched: %v, %d stdio", r.runtime.calls, r.stdio.left())
@@ -162,7 +171,7 @@ func TestRestoreLeavesAloneWhatItCannotRead(t *testing.T) {
 			if name == "runtime" {
 				return
 			}
-			_, err := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: r.bundle(false)})
+			_, err = r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: r.bundle(false)})
 			if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "move it away") {
 				t.Errorf("create: %v", err)
 			}
