@@ -317,7 +317,7 @@ func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle
 	if err != nil {
 		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: %w", c.ID, p.id, err)
 	}
-	return sandbox.Bundle{Path: path, Options: opts}, nil
+	return sandbox.Bundle{Path: path, Rootfs: c.Spec.Root.Path, Options: opts}, nil
 }
 
 // check finds what no container can be made of.

@@ -149,6 +149,10 @@ type IO struct {
 type Bundle struct {
 	Path string // of the OCI bundle, in the agent's mount namespace
 
+	// Rootfs is where this host has the container's root file system; empty
+	// if it has not.
+	Rootfs string
+
 	// Options go into the agent's CreateTaskRequest.
 	Options *anypb.Any
 }

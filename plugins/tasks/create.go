@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -28,12 +27,28 @@ var (
 	fpActivated = failpoint.New("tasks/create/activated")
 	fpPrepared  = failpoint.New("tasks/create/prepared")
 	fpCreated   = failpoint.New("tasks/create/created")
-	fpRemoved   = failpoint.New("tasks/delete/removed")
-	fpReleased  = failpoint.New("tasks/delete/released")
+	fpTold      = failpoint.New("tasks/create/told")
 )
 
-// cleanupTimeout bounds what is undone after a failed Create.
-const cleanupTimeout = 30 * time.Second
+const (
+	// cleanupTimeout bounds what is undone after a failed Create.
+	cleanupTimeout = 30 * time.Second
+
+	// callTimeout bounds a call that is finished although its caller has given
+	// up; it is as long as kubelet's calls to the CRI plugin take at most
+	// (runtimeRequestTimeout).
+	callTimeout = 2 * time.Minute
+)
+
+// steady is for a call that must not be torn when its caller gives up: the
+// agent does it anyway, and we would not know.
+func steady(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	}
+	return context.WithDeadline(context.WithoutCancel(ctx), deadline)
+}
 
 // Create implements runtime.PlatformRuntime.
 func (r *Runtime) Create(ctx context.Context, id string, opts runtime.CreateOpts) (runtime.Task, error) {
@@ -70,19 +85,60 @@ func (r *Runtime) create(ctx context.Context, id string, live *sandbox.Live, opt
 		Sandbox: opts.SandboxID,
 		Phase:   creating,
 		Stdin:   opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
+		Retain: retain(spec),
 	})
-	t.saved.Retain = retain(spec)
 	t.hold()
-	if err := r.add(t); err != nil {
+	end, err := r.claim(ctx, t)
+	if err != nil {
 		return nil, err
 	}
+	defer end()
+	ctx, cancel := steady(ctx)
+	defer cancel()
 	if err := t.create(ctx, spec, opts); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		return nil, errors.Join(err, t.discard(ctx))
+		return nil, errors.Join(err, t.abandon(ctx))
 	}
 	t.let()
 	return t, nil
+}
+
+// claim takes a task in, with its turn. What a failed Create left under its id
+// is removed first.
+func (r *Runtime) claim(ctx context.Context, t *Task) (end func(), err error) {
+	if end, err = t.begin(ctx); err != nil {
+		return nil, err
+	}
+	for {
+		former := r.add(t)
+		if former == nil {
+			return end, nil
+		}
+		if err := former.clear(ctx); err != nil {
+			end()
+			return nil, err
+		}
+	}
+}
+
+// clear removes a task that is only half made. Any other stays.
+func (t *Task) clear(ctx context.Context) error {
+	end, err := t.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	switch {
+	case t.runtime.lacks(t):
+		return nil
+	case t.phase() != creating:
+		return fmt.Errorf("task %s: %w", t.key.id, errdefs.ErrAlreadyExists)
+	}
+	if err := t.discard(ctx); err != nil {
+		return fmt.Errorf("remove what is left of a failed attempt: %w", err)
+	}
+	return nil
 }
 
 // decode checks what the agent needs in any case.
@@ -130,9 +186,36 @@ func (t *Task) create(ctx context.Context, spec *specs.Spec, opts runtime.Create
 		return err
 	}
 	fpPrepared.Hit()
-	agent, err := t.agent(ctx)
+	if opts.RestoreFromPath {
+		if err := unpack(ctx, opts.Checkpoint, bundle.Rootfs); err != nil {
+			return err
+		}
+	}
+	pid, err := t.make(ctx, bundle, opts)
 	if err != nil {
 		return err
+	}
+	fpCreated.Hit()
+	if err := t.save(func(s *saved) { s.Phase, s.Pid = living, pid }); err != nil {
+		return err
+	}
+	t.holdStdin()
+	t.publish(&apievents.TaskCreate{
+		ContainerID: t.key.id, Bundle: bundle.Path, Rootfs: apiMounts(opts.Rootfs), Pid: pid, Checkpoint: opts.Checkpoint,
+		IO: &apievents.TaskIO{Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal},
+	})
+	fpTold.Hit()
+	if opts.RestoreFromPath {
+		return t.Start(ctx) // CRI takes it for started
+	}
+	return nil
+}
+
+// make has the agent make the container.
+func (t *Task) make(ctx context.Context, bundle sandbox.Bundle, opts runtime.CreateOpts) (pid uint32, err error) {
+	agent, err := t.agent(ctx)
+	if err != nil {
+		return 0, err
 	}
 	resp, err := agent.Create(ctx, &taskapi.CreateTaskRequest{
 		ID: t.key.id, Bundle: bundle.Path,
@@ -140,20 +223,12 @@ func (t *Task) create(ctx context.Context, spec *specs.Spec, opts runtime.Create
 		Checkpoint: opts.Checkpoint, Options: bundle.Options,
 	})
 	if err != nil {
-		return errgrpc.ToNative(err)
+		return 0, native(err)
 	}
-	fpCreated.Hit()
 	t.process.mu.Lock()
+	defer t.process.mu.Unlock()
 	t.process.pid = resp.Pid
-	t.process.mu.Unlock()
-	if err := t.save(func(s *saved) { s.Phase, s.Pid, s.Bundle = living, resp.Pid, bundle.Path }); err != nil {
-		return err
-	}
-	t.publish(&apievents.TaskCreate{
-		ContainerID: t.key.id, Bundle: bundle.Path, Rootfs: apiMounts(opts.Rootfs), Pid: resp.Pid, Checkpoint: opts.Checkpoint,
-		IO: &apievents.TaskIO{Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal},
-	})
-	return nil
+	return resp.Pid, nil
 }
 
 func apiMounts(mounts []mount.Mount) []*types.Mount {
@@ -164,93 +239,40 @@ func apiMounts(mounts []mount.Mount) []*types.Mount {
 	return list
 }
 
-// Delete implements runtime.PlatformRuntime.
-func (r *Runtime) Delete(ctx context.Context, id string) (*runtime.Exit, error) {
-	t, err := r.own(ctx, id)
-	if err != nil {
-		return nil, err
+// abandon removes a task whose creation failed.
+func (t *Task) abandon(ctx context.Context) error {
+	if t.phase() == creating {
+		return t.discard(ctx)
 	}
-	if t == nil {
-		return r.cfg.Stock.Delete(ctx, id)
+	t.let() // it was told of, and so its end is
+	if err := t.kill(ctx); err != nil {
+		return fmt.Errorf("end container %s: %w", t.key.id, err)
 	}
-	if err := t.remove(ctx, t.process); err != nil {
-		return nil, fmt.Errorf("delete task %s: %w", id, err)
-	}
-	fpRemoved.Hit()
-	if err := t.release(ctx); err != nil {
-		return nil, fmt.Errorf("delete task %s: %w", id, err)
-	}
-	ended := t.ended()
-	t.publish(&apievents.TaskDelete{
-		ContainerID: id, ID: id, Pid: ended.Pid, ExitStatus: ended.Status, ExitedAt: timestamp(ended.Timestamp),
-	})
-	return ended, nil
+	_, err := t.dispose(ctx)
+	return err
 }
 
-// remove deletes a process from its agent. A process that is known to have
-// ended needs no agent: it may be dead.
-func (t *Task) remove(ctx context.Context, p *process) error {
-	err := t.call(ctx, func(agent *task.Client) error {
-		resp, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id, ExecID: p.exec})
-		if err == nil && resp.ExitedAt != nil {
-			p.exited(exit{Status: resp.ExitStatus, At: resp.ExitedAt.AsTime()})
-		}
-		return err
-	})
-	err = ignore(err, errdefs.IsNotFound)
-	select {
-	case <-p.done:
-		return ignore(err, func(err error) bool { return errdefs.IsUnavailable(err) || t.over() })
-	default:
-		return err
-	}
-}
-
-// over says that the sandbox has ended, and everything in it.
-func (t *Task) over() bool {
-	select {
-	case <-t.sandbox.Done():
-		return true
-	default:
-		return false
-	}
-}
-
-// release undoes the host's side of a task that its agent has no more.
-func (t *Task) release(ctx context.Context) error {
-	if err := t.save(func(s *saved) { s.Phase = deleting }); err != nil {
-		return err
-	}
-	if err := t.sandbox.Release(ctx, t.key.id); err != nil {
-		return err
-	}
-	fpReleased.Hit()
-	if err := t.runtime.deactivate(ctx, t.key.id); err != nil {
-		return err
-	}
-	if err := t.erase(); err != nil {
-		return err
-	}
-	t.runtime.forget(t)
-	return nil
-}
-
-// discard removes a task whose creation did not end well, wherever it got.
+// discard removes a task whose creation did not end well, wherever it got. The
+// caller has its turn. Nobody is told: it never was.
 func (t *Task) discard(ctx context.Context) error {
-	if agent, err := t.sandbox.Agent(ctx); err == nil {
-		_, kerr := agent.Kill(ctx, &taskapi.KillRequest{ID: t.key.id, Signal: 9, All: true})
-		if err := ignore(errgrpc.ToNative(kerr), gone); err == nil && kerr == nil {
-			_, err = agent.Wait(ctx, &taskapi.WaitRequest{ID: t.key.id})
-			if err := ignore(errgrpc.ToNative(err), gone); err != nil {
-				return fmt.Errorf("end container %s: %w", t.key.id, err)
-			}
-		}
-		_, err = agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id})
-		if err := ignore(errgrpc.ToNative(err), gone); err != nil {
-			return fmt.Errorf("delete container %s: %w", t.key.id, err)
-		}
-	} else if !t.over() {
-		return fmt.Errorf("discard task %s: %w", t.key.id, err)
+	if err := t.kill(ctx); err != nil && !t.over() {
+		return fmt.Errorf("end container %s: %w", t.key.id, err)
 	}
 	return t.release(ctx)
+}
+
+// kill ends the container, if there is one, and removes it from the agent.
+func (t *Task) kill(ctx context.Context) error {
+	return t.call(ctx, func(agent *task.Client) error {
+		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: t.key.id, Signal: 9, All: true})
+		if err == nil {
+			_, err = agent.Wait(ctx, &taskapi.WaitRequest{ID: t.key.id})
+		}
+		// A process that was not made yet can be removed and not killed.
+		if err = native(err); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+			return err
+		}
+		_, err = agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id})
+		return ignore(native(err), errdefs.IsNotFound)
+	})
 }

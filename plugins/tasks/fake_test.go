@@ -2,320 +2,493 @@ package tasks
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/runtime"
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
-	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
-	"github.com/containerd-kuasar/containerd-kuasar/sandbox/sandboxtest"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
-	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
-// agent is a fake: it knows processes and does nothing. Tests call only what it
-// serves itself.
-type agent struct {
-	taskapi.TTRPCTaskService
-	onStart func(a *agent) // runs within Start, before it answers
+const (
+	space    = "ns"             // containerd's namespace
+	podID    = "pod"            // the sandbox
+	deadline = 20 * time.Second // of one test
+)
 
-	mu        sync.Mutex
-	processes map[string]*api.Process
-	streams   []chan *api.Event
+// rig is a Runtime with one running sandbox and fakes all around.
+type rig struct {
+	*Runtime
+	testing.TB
+	ctx    context.Context
+	dir    string
+	agent  *agent
+	pods   *pods
+	mounts *mounts
+	log    *journal
+	stock  *stock
+	boxes  *sandbox.Controller
 }
 
-func newAgent() *agent { return &agent{processes: map[string]*api.Process{}} }
-
-func (a *agent) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error) {
-	return &api.InfoResponse{Protocol: api.Protocol}, nil
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), space), deadline)
+	t.Cleanup(cancel)
+	r := &rig{TB: t, ctx: ctx, dir: t.TempDir(), agent: newAgent(), mounts: &mounts{active: map[string]int{}}, stock: &stock{}}
+	r.pods = &pods{agent: r.agent, prepared: map[string]*sandbox.Container{}, fail: map[string]error{}}
+	r.open()
+	r.must(r.boxes.Create(ctx, core.Sandbox{ID: podID}))
+	_, err := r.boxes.Start(ctx, podID)
+	r.must(err)
+	t.Cleanup(func() {
+		r.must(r.Close())
+		r.must(r.boxes.Shutdown(context.WithoutCancel(ctx), podID))
+		r.must(r.boxes.Close())
+		r.agent.hangUp(false)
+	})
+	return r
 }
 
-func (a *agent) List(context.Context, *api.ListRequest) (*api.ListResponse, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	resp := &api.ListResponse{}
-	for _, p := range a.processes {
-		resp.Processes = append(resp.Processes, p)
+// open starts a daemon: its sandboxer and its Runtime.
+func (r *rig) open() {
+	r.Helper()
+	var err error
+	r.boxes, err = sandbox.New(r.ctx, sandbox.Config{Name: "fake", Dir: filepath.Join(r.dir, "boxes"), Backend: r.pods})
+	r.must(err)
+	r.log = &journal{rig: r, grown: make(chan struct{})}
+	r.Runtime, err = New(r.ctx, Config{
+		Stock: r.stock, Controllers: []*sandbox.Controller{r.boxes}, Mounts: r.mounts,
+		Publisher: r.log, Containers: store{}, Dir: filepath.Join(r.dir, "tasks"),
+	})
+	r.must(err)
+}
+
+// crash ends the daemon as SIGKILL does; between runs while it is down.
+func (r *rig) crash(between func()) {
+	r.Helper()
+	r.log.dead()
+	r.must(r.Close())
+	r.must(r.boxes.Close())
+	r.agent.hangUp(false)
+	if between != nil {
+		between()
 	}
-	return resp, nil
+	r.open()
 }
 
-func (a *agent) Retained(context.Context, *api.RetainedRequest) (*api.RetainedResponse, error) {
-	return &api.RetainedResponse{}, nil
-}
-
-func (a *agent) Events(ctx context.Context, _ *api.EventsRequest, s api.Agent_EventsServer) error {
-	c := make(chan *api.Event, 16)
-	a.mu.Lock()
-	a.streams = append(a.streams, c)
-	a.mu.Unlock()
-	if err := s.Send(&api.Event{}); err != nil {
-		return err
+func (r *rig) must(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
 	}
+}
+
+const plainSpec = `{"process":{"args":["x"],"cwd":"/"},"root":{"path":"rootfs"}}`
+
+func createOpts(spec string) runtime.CreateOpts {
+	return runtime.CreateOpts{
+		Spec:      &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: []byte(spec)},
+		Rootfs:    []mount.Mount{{Type: "bind", Source: "/image"}},
+		SandboxID: podID,
+		IO:        runtime.IO{Stdout: "/fifo/out", Stderr: "/fifo/err"},
+	}
+}
+
+// create makes a task.
+func (r *rig) create(id string) runtime.Task {
+	r.Helper()
+	t, err := r.Create(r.ctx, id, createOpts(plainSpec))
+	r.must(err)
+	return t
+}
+
+// run makes a task and starts it.
+func (r *rig) run(id string) runtime.Task {
+	r.Helper()
+	t := r.create(id)
+	r.must(t.Start(r.ctx))
+	return t
+}
+
+// exec starts a process in a task.
+func (r *rig) exec(t runtime.Task, id string) runtime.ExecProcess {
+	r.Helper()
+	p, err := t.Exec(r.ctx, id, runtime.ExecOpts{Spec: &anypb.Any{}})
+	r.must(err)
+	r.must(p.Start(r.ctx))
+	return p
+}
+
+func (r *rig) wait(p runtime.Process) *runtime.Exit {
+	r.Helper()
+	e, err := p.Wait(r.ctx)
+	r.must(err)
+	return e
+}
+
+func (r *rig) state(p runtime.Process) runtime.State {
+	r.Helper()
+	s, err := p.State(r.ctx)
+	r.must(err)
+	return s
+}
+
+// clean fails the test if something is left of the task.
+func (r *rig) clean(id string) {
+	r.Helper()
+	if _, err := os.Stat(filepath.Join(r.dir, "tasks", space, id+".json")); !errors.Is(err, os.ErrNotExist) {
+		r.Errorf("record of %s: %v", id, err)
+	}
+	if r.agent.has(id, "") {
+		r.Errorf("the agent has container %s", id)
+	}
+	if c := r.pods.container(id); c != nil {
+		r.Errorf("container %s is prepared", id)
+	}
+	if n := r.mounts.count(id); n != 0 {
+		r.Errorf("mounts of %s are active %d times", id, n)
+	}
+	if _, err := r.Get(r.ctx, id); !errdefs.IsNotFound(err) {
+		r.Errorf("get %s: %v", id, err)
+	}
+}
+
+// journal is the Publisher. It keeps "topic id[/exec] [status]" of each event.
+type journal struct {
+	rig   *rig
+	mu    sync.Mutex
+	lines []string
+	full  []any
+	grown chan struct{} // closed and replaced with each event
+	over  bool
+}
+
+func (l *journal) Publish(ctx context.Context, topic string, e events.Event) error {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil || ns != space {
+		l.rig.Errorf("event %s in namespace %q: %v", topic, ns, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return nil
+	}
+	l.lines, l.full = append(l.lines, line(e)), append(l.full, e)
+	close(l.grown)
+	l.grown = make(chan struct{})
+	return nil
+}
+
+func line(e any) string {
+	topic := strings.TrimPrefix(runtime.GetTopic(e), "/tasks/")
+	switch e := e.(type) {
+	case *apievents.TaskExit:
+		id := e.ContainerID
+		if e.ID != id {
+			id += "/" + e.ID
+		}
+		return fmt.Sprintf("%s %s %d", topic, id, e.ExitStatus)
+	case *apievents.TaskDelete:
+		return fmt.Sprintf("%s %s %d", topic, e.ContainerID, e.ExitStatus)
+	case *apievents.TaskExecAdded:
+		return fmt.Sprintf("%s %s/%s", topic, e.ContainerID, e.ExecID)
+	case *apievents.TaskExecStarted:
+		return fmt.Sprintf("%s %s/%s", topic, e.ContainerID, e.ExecID)
+	case interface{ GetContainerID() string }:
+		return topic + " " + e.GetContainerID()
+	}
+	return topic
+}
+
+// dead ignores what a daemon publishes that has crashed.
+func (l *journal) dead() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+}
+
+// want waits for as many events and compares them.
+func (l *journal) want(lines ...string) {
+	l.rig.Helper()
+	l.await(len(lines))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Equal(l.lines, lines) {
+		l.rig.Errorf("events\n\t%s\nwant\n\t%s", strings.Join(l.lines, "\n\t"), strings.Join(lines, "\n\t"))
+	}
+}
+
+// await returns once there are n events, or at the test's end.
+func (l *journal) await(n int) {
 	for {
+		l.mu.Lock()
+		have, grown := len(l.lines), l.grown
+		l.mu.Unlock()
+		if have >= n {
+			return
+		}
 		select {
-		case e := <-c:
-			if err := s.Send(e); err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return nil
+		case <-grown:
+		case <-l.rig.ctx.Done():
+			return
 		}
 	}
 }
 
-func (a *agent) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	namespace, err := namespaces.NamespaceRequired(ctx)
+// pods is a backend whose sandboxes share one agent.
+type pods struct {
+	agent *agent
+
+	mu       sync.Mutex
+	last     *pod
+	client   *task.Client
+	prepared map[string]*sandbox.Container
+	fail     map[string]error // by call
+}
+
+func (b *pods) Create(_ context.Context, s sandbox.Spec) (sandbox.Sandbox, error) {
+	return b.add(s), nil
+}
+
+func (b *pods) Restore(_ context.Context, s sandbox.Spec, _ json.RawMessage) (sandbox.Sandbox, error) {
+	b.mu.Lock()
+	err := b.fail["restore"]
+	former := b.last
+	b.mu.Unlock()
+	p := b.add(s)
+	if former != nil && former.isOver() {
+		p.end(former.exit.Status)
+	}
+	return p, err
+}
+
+func (b *pods) add(sandbox.Spec) *pod {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.last = &pod{pods: b, over: make(chan struct{})}
+	return b.last
+}
+
+func (b *pods) failing(call string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fail[call] = err
+}
+
+func (b *pods) container(id string) *sandbox.Container {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.prepared[id]
+}
+
+// end ends the sandbox, and with it its agent and all processes.
+func (b *pods) end(status uint32) {
+	b.agent.mu.Lock()
+	clear(b.agent.procs)
+	b.agent.mu.Unlock()
+	b.mu.Lock()
+	p := b.last
+	b.mu.Unlock()
+	p.end(status)
+	b.agent.hangUp(true)
+}
+
+type pod struct {
+	pods *pods
+	once sync.Once
+	over chan struct{}
+	exit sandbox.Exit
+}
+
+func (p *pod) end(status uint32) {
+	p.once.Do(func() {
+		p.exit = sandbox.Exit{Status: status, At: exitTime}
+		close(p.over)
+	})
+}
+
+func (p *pod) isOver() bool {
+	select {
+	case <-p.over:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *pod) Start(context.Context) error { return nil }
+
+func (p *pod) Agent(ctx context.Context) (*task.Client, error) {
+	b := p.pods
+	b.mu.Lock()
+	err, client := b.fail["agent"], b.client
+	b.mu.Unlock()
+	if p.isOver() {
+		err = fmt.Errorf("the sandbox is over: %w", errdefs.ErrUnavailable)
+	}
 	if err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.processes[r.ID] = &api.Process{Namespace: namespace, ContainerId: r.ID, Pid: 42, Status: api.Status_STATUS_CREATED}
-	return &taskapi.CreateTaskResponse{Pid: 42}, nil
+	if client != nil {
+		select {
+		case <-client.Done():
+		default:
+			return client, nil
+		}
+	}
+	if client, err = b.agent.dial(ctx); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.client = client
+	return client, nil
 }
 
-func (a *agent) Start(_ context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
-	a.mu.Lock()
-	a.processes[r.ID].Status = api.Status_STATUS_RUNNING
-	a.mu.Unlock()
-	if a.onStart != nil {
-		a.onStart(a)
-	}
-	return &taskapi.StartResponse{Pid: 42}, nil
+func (p *pod) Prepare(_ context.Context, c *sandbox.Container) (sandbox.Bundle, error) {
+	p.pods.mu.Lock()
+	defer p.pods.mu.Unlock()
+	p.pods.prepared[c.ID] = c
+	return sandbox.Bundle{Path: "/bundle/" + c.ID}, p.pods.fail["prepare"]
 }
 
-func (a *agent) Delete(_ context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	p := a.processes[r.ID]
-	if p == nil {
-		return nil, errdefs.ErrNotFound
+func (p *pod) Release(_ context.Context, id string) error {
+	p.pods.mu.Lock()
+	defer p.pods.mu.Unlock()
+	if err := p.pods.fail["release"]; err != nil {
+		return err
 	}
-	delete(a.processes, r.ID)
-	resp := &taskapi.DeleteResponse{Pid: p.Pid}
-	if p.Exit != nil {
-		resp.ExitStatus, resp.ExitedAt = p.Exit.Status, p.Exit.ExitedAt
-	}
-	return resp, nil
+	delete(p.pods.prepared, id)
+	return nil
 }
 
-func (a *agent) Wait(_ context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if p := a.processes[r.ID]; p == nil || p.Exit == nil {
-		return nil, errdefs.ErrNotFound
-	}
-	return &taskapi.WaitResponse{}, nil
-}
+func (p *pod) Stop(context.Context) error { p.end(0); return nil }
 
-func (a *agent) Kill(context.Context, *taskapi.KillRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, nil
-}
-
-// exit ends the process of a container. Without tell only List knows.
-func (a *agent) exit(id string, status uint32, tell bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	p := a.processes[id]
-	p.Status, p.Exit = api.Status_STATUS_STOPPED, &api.Exit{Status: status, ExitedAt: timestamppb.Now()}
-	if !tell {
-		return
-	}
-	for _, c := range a.streams {
-		c <- &api.Event{Namespace: p.Namespace, ContainerId: id, Event: &api.Event_Exit{
-			Exit: &api.ProcessExit{Pid: p.Pid, Exit: p.Exit},
-		}}
+func (p *pod) Wait(ctx context.Context) (sandbox.Exit, error) {
+	select {
+	case <-p.over:
+		return p.exit, nil
+	case <-ctx.Done():
+		return sandbox.Exit{}, ctx.Err()
 	}
 }
 
-// stock is a runtime without tasks.
-type stock struct{ Inner }
+func (p *pod) Delete(context.Context) error   { return nil }
+func (p *pod) Save() (json.RawMessage, error) { return json.RawMessage(`{}`), nil }
 
-func (stock) ID() string { return "stock" }
-func (stock) Create(_ context.Context, id string, _ runtime.CreateOpts) (runtime.Task, error) {
-	return nil, fmt.Errorf("stock creates %s", id)
+// mounts is a mount manager.
+type mounts struct {
+	mount.Manager
+	mu     sync.Mutex
+	active map[string]int
+	labels map[string]string // of the last
+	fail   error
 }
-func (stock) Get(context.Context, string) (runtime.Task, error)     { return nil, errdefs.ErrNotFound }
-func (stock) Tasks(context.Context, bool) ([]runtime.Task, error)   { return nil, nil }
-func (stock) Delete(context.Context, string) (*runtime.Exit, error) { return nil, errdefs.ErrNotFound }
 
-// store has no containers.
+func (m *mounts) Activate(_ context.Context, id string, _ []mount.Mount, opts ...mount.ActivateOpt) (mount.ActivationInfo, error) {
+	var o mount.ActivateOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return mount.ActivationInfo{}, m.fail
+	}
+	m.labels = maps.Clone(o.Labels)
+	if m.active[id] > 0 {
+		return mount.ActivationInfo{}, errdefs.ErrAlreadyExists
+	}
+	m.active[id]++
+	return info(id), nil
+}
+
+func info(id string) mount.ActivationInfo {
+	return mount.ActivationInfo{Name: id, System: []mount.Mount{{Type: "bind", Source: "/activated"}}}
+}
+
+func (m *mounts) Info(_ context.Context, id string) (mount.ActivationInfo, error) {
+	return info(id), nil
+}
+
+func (m *mounts) Deactivate(_ context.Context, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.active[id] == 0 {
+		return errdefs.ErrNotFound
+	}
+	delete(m.active, id)
+	return nil
+}
+
+func (m *mounts) count(id string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.active[id]
+}
+
+// store is the metadata of containers: there is none.
 type store struct{ containers.Store }
 
 func (store) Get(context.Context, string) (containers.Container, error) {
 	return containers.Container{}, errdefs.ErrNotFound
 }
 
-// publisher collects events.
-type publisher struct {
-	mu     sync.Mutex
-	topics []string
-	grown  chan struct{}
+// stock is the runtime of everything that is not ours.
+type stock struct {
+	mu    sync.Mutex
+	calls []string
 }
 
-func (p *publisher) Publish(_ context.Context, topic string, _ events.Event) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.topics = append(p.topics, topic)
-	close(p.grown)
-	p.grown = make(chan struct{})
-	return nil
+func (s *stock) call(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, name)
 }
 
-// fixture is a Runtime with one running sandbox, "pod".
-type fixture struct {
-	*Runtime
-	t       *testing.T
-	ctx     context.Context
-	dir     string
-	memory  *sandboxtest.Memory
-	events  *publisher
-	sandbox *sandbox.Controller
+func (s *stock) ID() string { return "io.containerd.runtime.v2.task" }
 
-	mu     sync.Mutex
-	client *task.Client
-	server *ttrpc.Server
+func (s *stock) Create(_ context.Context, id string, _ runtime.CreateOpts) (runtime.Task, error) {
+	s.call("create " + id)
+	return stockTask{}, nil
 }
 
-func newFixture(t *testing.T, a *agent) *fixture {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "test"), time.Minute)
-	t.Cleanup(cancel)
-	f := &fixture{t: t, ctx: ctx, dir: t.TempDir(), memory: &sandboxtest.Memory{}}
-	f.memory.OnAgent = func(context.Context) (*task.Client, error) {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if f.client == nil {
-			return nil, errdefs.ErrUnavailable
-		}
-		return f.client, nil
+func (s *stock) Get(_ context.Context, id string) (runtime.Task, error) {
+	if id == "theirs" {
+		return stockTask{}, nil
 	}
-	f.connect(a)
-	f.open()
-	f.must(f.sandbox.Create(ctx, core.Sandbox{ID: "pod"}, core.WithOptions(&criapi.PodSandboxConfig{})))
-	_, err := f.sandbox.Start(ctx, "pod")
-	f.must(err)
-	return f
+	return nil, fmt.Errorf("stock task %s: %w", id, errdefs.ErrNotFound)
 }
 
-func (f *fixture) must(err error) {
-	f.t.Helper()
-	if err != nil {
-		f.t.Fatal(err)
-	}
+func (s *stock) Tasks(context.Context, bool) ([]runtime.Task, error) {
+	return []runtime.Task{stockTask{}}, nil
 }
 
-// open starts the Runtime as a daemon does.
-func (f *fixture) open() {
-	f.t.Helper()
-	var err error
-	f.sandbox, err = sandbox.New(f.ctx, sandbox.Config{Name: "memory", Dir: f.dir + "/boxes", Backend: f.memory})
-	f.must(err)
-	f.events = &publisher{grown: make(chan struct{})}
-	f.Runtime, err = New(f.ctx, Config{
-		Stock: stock{}, Controllers: []*sandbox.Controller{f.sandbox}, Publisher: f.events, Containers: store{}, Dir: f.dir + "/tasks",
-	})
-	f.must(err)
+func (s *stock) Delete(_ context.Context, id string) (*runtime.Exit, error) {
+	s.call("delete " + id)
+	return &runtime.Exit{Status: 77}, nil
 }
 
-// connect makes a the sandbox's agent, in place of any other.
-func (f *fixture) connect(a *agent) {
-	f.t.Helper()
-	l, err := net.Listen("unix", f.dir+"/agent")
-	f.must(err)
-	server, err := ttrpc.NewServer()
-	f.must(err)
-	taskapi.RegisterTTRPCTaskService(server, a)
-	api.RegisterAgentService(server, a)
-	go server.Serve(f.ctx, l)
-	conn, err := net.Dial("unix", f.dir+"/agent")
-	f.must(err)
-	client, err := task.NewClient(f.ctx, conn)
-	f.must(err)
-	f.must(os.Remove(f.dir + "/agent"))
-	f.mu.Lock()
-	f.client, f.server = client, server
-	f.mu.Unlock()
-	f.t.Cleanup(func() { server.Close() })
-}
+func (s *stock) PluginInfo(context.Context, any) (any, error) { return "stock", nil }
 
-// disconnect kills the agent.
-func (f *fixture) disconnect() {
-	f.mu.Lock()
-	client, server := f.client, f.server
-	f.client = nil
-	f.mu.Unlock()
-	server.Close()
-	client.Close()
-}
+type stockTask struct{ runtime.Task }
 
-func (f *fixture) create(id string) runtime.Task {
-	f.t.Helper()
-	t, err := f.Create(f.ctx, id, options("pod"))
-	f.must(err)
-	return t
-}
-
-func options(pod string) runtime.CreateOpts {
-	return runtime.CreateOpts{SandboxID: pod, Spec: &anypb.Any{Value: []byte(`{"process":{"args":["true"]},"root":{"path":"rootfs"}}`)}}
-}
-
-// awaitEvents waits for these events and no others.
-func (f *fixture) awaitEvents(want ...string) {
-	f.t.Helper()
-	for {
-		f.events.mu.Lock()
-		got, grown := slices.Clone(f.events.topics), f.events.grown
-		f.events.mu.Unlock()
-		for i := range got {
-			got[i] = got[i][len("/tasks/"):]
-		}
-		if slices.Equal(got, want) {
-			return
-		}
-		if len(got) >= len(want) {
-			f.t.Fatalf("events %v, want %v", got, want)
-		}
-		select {
-		case <-grown:
-		case <-f.ctx.Done():
-			f.t.Fatalf("events %v, want %v: %v", got, want, context.Cause(f.ctx))
-		}
-	}
-}
-
-func (f *fixture) wait(t runtime.Process) *runtime.Exit {
-	f.t.Helper()
-	e, err := t.Wait(f.ctx)
-	f.must(err)
-	return e
-}
-
-func (f *fixture) noRecords() {
-	f.t.Helper()
-	entries, err := os.ReadDir(f.dir + "/tasks/test")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		f.t.Fatal(err)
-	}
-	if len(entries) > 0 {
-		f.t.Errorf("records left: %v", entries)
-	}
-}
+func (stockTask) ID() string { return "theirs" }

@@ -7,17 +7,19 @@ import (
 
 	apievents "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
 )
 
-var fpStarted = failpoint.New("tasks/start/started")
+var (
+	fpStarted = failpoint.New("tasks/start/started")
+	fpExited  = failpoint.New("tasks/exit/told")
+)
 
 var _ runtime.ExecProcess = (*process)(nil)
 
@@ -27,21 +29,24 @@ type process struct {
 	task  *Task
 	exec  string // empty for the first process
 	stdio runtime.IO
-	done  chan struct{} // closed when it has exited
+	done  chan struct{} // closed when it has exited, or was deleted before it ran
 
 	mu     sync.Mutex
 	status runtime.Status
-	pid    uint32
-	exit   exit // valid after done
+	pid    uint32 // 0 until it was made
+	exit   exit   // valid after done, unless buried
+	buried bool   // it was deleted before it ran
+	stdin  int    // a descriptor or -1, see holdStdin
+	closed bool   // CloseIO was called
 
-	// While a call runs whose event must come before that of an exit, the
-	// exit waits here.
-	busy    bool
+	// While calls run whose events must come before that of an exit, the exit
+	// waits here.
+	busy    int
 	pending *exit
 }
 
 func newProcess(t *Task, exec string, stdio runtime.IO) *process {
-	return &process{task: t, exec: exec, stdio: stdio, done: make(chan struct{}), status: runtime.CreatedStatus}
+	return &process{task: t, exec: exec, stdio: stdio, done: make(chan struct{}), status: runtime.CreatedStatus, stdin: -1}
 }
 
 // ID is the task's, or the exec's.
@@ -75,14 +80,21 @@ func (p *process) State(context.Context) (runtime.State, error) {
 	}, nil
 }
 
-// Wait implements runtime.Process.
+// Wait implements runtime.Process. A process that was deleted before it ran is
+// errdefs.ErrNotFound.
 func (p *process) Wait(ctx context.Context) (*runtime.Exit, error) {
 	select {
 	case <-p.done:
-		return p.ended(), nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for %s: %w", p, ctx.Err())
 	}
+	p.mu.Lock()
+	buried := p.buried
+	p.mu.Unlock()
+	if buried {
+		return nil, fmt.Errorf("%s was deleted before it ran: %w", p, errdefs.ErrNotFound)
+	}
+	return p.ended(), nil
 }
 
 func (p *process) ended() *runtime.Exit {
@@ -91,82 +103,144 @@ func (p *process) ended() *runtime.Exit {
 	return &runtime.Exit{Pid: p.pid, Status: p.exit.Status, Timestamp: p.exit.At}
 }
 
-// hold makes exits wait until let.
+func (p *process) isDone() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// hold makes exits wait until let. Each hold has its let.
 func (p *process) hold() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.busy = true
+	p.busy++
 }
 
 func (p *process) let() {
 	p.mu.Lock()
-	p.busy = false
+	p.busy--
 	pending := p.pending
-	p.pending = nil
+	if p.busy > 0 {
+		pending = nil
+	}
 	p.mu.Unlock()
 	if pending != nil {
 		p.exited(*pending)
 	}
 }
 
-// exited takes note of an exit and publishes it, once.
+// exited takes note of an exit and tells, once. A process without a pid never
+// ran, and its exit is no event.
 func (p *process) exited(e exit) {
 	p.mu.Lock()
 	if p.status == runtime.StoppedStatus {
 		p.mu.Unlock()
 		return
 	}
-	if p.busy {
-		p.pending = &e
+	if p.busy > 0 {
+		if p.pending == nil {
+			p.pending = &e
+		}
 		p.mu.Unlock()
 		return
 	}
 	p.status, p.exit = runtime.StoppedStatus, e
 	pid := p.pid
 	p.mu.Unlock()
-	p.task.publish(&apievents.TaskExit{
-		ContainerID: p.task.key.id, ID: p.ID(), Pid: pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
-	})
-	if p.exec == "" {
-		if err := p.task.save(func(s *saved) { s.Exit = &e }); err != nil {
-			log.G(p.task.runtime.life).WithError(err).WithField("id", p.task.key.id).Warn("exit is not recorded: a restart publishes it again")
-		}
+	p.letStdin()
+	if pid != 0 && !p.task.told(p) {
+		p.tell(e, pid)
 	}
 	close(p.done)
+}
+
+func (p *process) tell(e exit, pid uint32) {
+	p.task.publish(&apievents.TaskExit{
+		ContainerID: p.task.key.id, ID: p.ID(), Pid: pid, ExitStatus: e.Status, ExitedAt: timestamp(e.At),
+	})
+	fpExited.Hit()
+	err := p.task.save(func(s *saved) {
+		if p.exec == "" {
+			s.Exit = &e
+		} else {
+			s.Told = append(s.Told, p.exec)
+		}
+	})
+	if err != nil {
+		log.G(p.task.runtime.life).WithError(err).WithField("id", p.task.key.id).Warn("exit is not recorded: a restart tells of it again")
+	}
+}
+
+// bury ends the waits for a process that was deleted and never ran.
+func (p *process) bury() {
+	p.mu.Lock()
+	stopped := p.status == runtime.StoppedStatus
+	if !stopped {
+		p.status, p.buried = runtime.StoppedStatus, true
+	}
+	p.mu.Unlock()
+	p.letStdin()
+	if !stopped {
+		close(p.done)
+	}
 }
 
 // Start implements runtime.Process.
 func (p *process) Start(ctx context.Context) error {
 	p.hold()
 	defer p.let()
-	agent, err := p.task.agent(ctx)
+	ctx, cancel := steady(ctx)
+	defer cancel()
+	pid, err := p.start(ctx)
 	if err != nil {
-		return fmt.Errorf("start %s: %w", p, err)
-	}
-	resp, err := agent.Start(ctx, &taskapi.StartRequest{ID: p.task.key.id, ExecID: p.exec})
-	if err != nil {
-		return errgrpc.ToNative(err)
+		return err
 	}
 	fpStarted.Hit()
 	p.mu.Lock()
-	p.pid, p.status = resp.Pid, runtime.RunningStatus
+	p.pid, p.status = pid, runtime.RunningStatus
 	p.mu.Unlock()
 	if p.exec == "" {
-		p.task.publish(&apievents.TaskStart{ContainerID: p.task.key.id, Pid: resp.Pid})
-	} else {
-		p.task.publish(&apievents.TaskExecStarted{ContainerID: p.task.key.id, ExecID: p.exec, Pid: resp.Pid})
+		p.task.publish(&apievents.TaskStart{ContainerID: p.task.key.id, Pid: pid})
+		return nil
 	}
+	p.holdStdin()
+	p.task.publish(&apievents.TaskExecStarted{ContainerID: p.task.key.id, ExecID: p.exec, Pid: pid})
 	return nil
+}
+
+// start has the agent start the process. An agent that died in the call may
+// have done it, or the next one does; its State tells.
+func (p *process) start(ctx context.Context) (pid uint32, err error) {
+	again := false
+	err = p.task.call(ctx, func(agent *task.Client) error {
+		resp, err := agent.Start(ctx, &taskapi.StartRequest{ID: p.task.key.id, ExecID: p.exec})
+		if err == nil {
+			pid = resp.Pid
+			return nil
+		}
+		if again {
+			s, serr := agent.State(ctx, &taskapi.StateRequest{ID: p.task.key.id, ExecID: p.exec})
+			if serr == nil && s.Pid != 0 && s.Status != tasktypes.Status_CREATED {
+				pid = s.Pid
+				return nil
+			}
+		}
+		again = true
+		return err
+	})
+	return pid, err
 }
 
 // Kill implements runtime.Process.
 func (p *process) Kill(ctx context.Context, signal uint32, all bool) error {
-	select {
-	case <-p.done:
-		if !all {
-			return fmt.Errorf("kill %s: it has finished already: %w", p, errdefs.ErrNotFound)
+	if p.isDone() {
+		if all && p.exec == "" {
+			return nil // nothing is left in it
 		}
-	default:
+		return fmt.Errorf("kill %s: it has finished already: %w", p, errdefs.ErrNotFound)
 	}
 	return p.task.call(ctx, func(agent *task.Client) error {
 		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: p.task.key.id, ExecID: p.exec, Signal: signal, All: all})
@@ -184,6 +258,13 @@ func (p *process) ResizePty(ctx context.Context, size runtime.ConsoleSize) error
 
 // CloseIO implements runtime.Process.
 func (p *process) CloseIO(ctx context.Context) error {
+	p.letStdin()
+	if p.exec == "" && p.stdio.Stdin != "" {
+		// Or the next daemon would hold it open again.
+		if err := p.task.save(func(s *saved) { s.StdinClosed = true }); err != nil {
+			return fmt.Errorf("close stdin of %s: %w", p, err)
+		}
+	}
 	return p.task.call(ctx, func(agent *task.Client) error {
 		_, err := agent.CloseIO(ctx, &taskapi.CloseIORequest{ID: p.task.key.id, ExecID: p.exec, Stdin: true})
 		return err
@@ -195,11 +276,12 @@ func (p *process) Delete(ctx context.Context) (*runtime.Exit, error) {
 	if p.exec == "" {
 		return nil, fmt.Errorf("delete %s: it is the task's own process: %w", p, errdefs.ErrInvalidArgument)
 	}
+	ctx, cancel := steady(ctx)
+	defer cancel()
 	if err := p.task.remove(ctx, p); err != nil {
 		return nil, fmt.Errorf("delete %s: %w", p, err)
 	}
-	p.task.mu.Lock()
-	delete(p.task.execs, p.exec)
-	p.task.mu.Unlock()
+	p.task.dropExec(p)
+	p.bury()
 	return p.ended(), nil
 }

@@ -21,18 +21,20 @@ const (
 	creating phase = "creating"
 	living   phase = "living"
 	deleting phase = "deleting"
+	erased   phase = "erased" // has no record
 )
 
 // saved is a task's record.
 type saved struct {
-	Sandbox string `json:"sandbox"`
-	Bundle  string `json:"bundle,omitempty"`
-	Phase   phase  `json:"phase"`
-	Pid     uint32 `json:"pid,omitempty"`
-	Exit    *exit  `json:"exit,omitempty"` // published
-	Retain  bool   `json:"retain,omitempty"`
+	Sandbox string   `json:"sandbox"`
+	Phase   phase    `json:"phase"`
+	Pid     uint32   `json:"pid,omitempty"`
+	Exit    *exit    `json:"exit,omitempty"` // it was told
+	Told    []string `json:"told,omitempty"` // execs whose exit was told
+	Retain  bool     `json:"retain,omitempty"`
 
 	Stdin, Stdout, Stderr string `json:",omitempty"`
+	StdinClosed           bool   `json:",omitempty"`
 	Terminal              bool   `json:",omitempty"`
 }
 
@@ -46,17 +48,17 @@ func (r *Runtime) recordPath(k key) string {
 	return filepath.Join(r.cfg.Dir, k.namespace, k.id+".json")
 }
 
-// save writes a task's record.
+// save writes a task's record, until it is erased.
 func (t *Task) save(change func(*saved)) error {
 	t.writing.Lock()
 	defer t.writing.Unlock()
-	if t.erased {
-		return nil
-	}
 	t.mu.Lock()
 	change(&t.saved)
 	s := t.saved
 	t.mu.Unlock()
+	if s.Phase == erased {
+		return nil
+	}
 	path := t.runtime.recordPath(t.key)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("record task %s: %w", t.key.id, err)
@@ -68,14 +70,15 @@ func (t *Task) save(change func(*saved)) error {
 	return nil
 }
 
-// erase removes a task's record for good: what is learned of the task after
-// that makes no new one.
+// erase removes a task's record for good.
 func (t *Task) erase() error {
 	t.writing.Lock()
 	defer t.writing.Unlock()
-	t.erased = true
 	if err := os.Remove(t.runtime.recordPath(t.key)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("erase record of task %s: %w", t.key.id, err)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.saved.Phase = erased
 	return nil
 }

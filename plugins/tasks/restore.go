@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/runtime"
@@ -17,13 +18,15 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/crilog"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 const (
 	// restoreTimeout bounds what New waits for. The rest goes on in the
-	// background: containerd must come up without an agent, too.
-	restoreTimeout = 30 * time.Second
+	// background: containerd must come up without an agent, too. It is as long
+	// as the CRI plugin waits for one container (loadContainerTimeout).
+	restoreTimeout = 10 * time.Second
 
 	// restoreLimit is how many tasks are restored at once.
 	restoreLimit = 16
@@ -39,22 +42,33 @@ func (r *Runtime) restore(ctx context.Context) {
 			r.quarantine(k, err)
 		}
 	}
+	tasks := r.all()
 	// All tasks must be known to be with their agents before one of these says
 	// which it has.
-	for _, t := range r.all() {
+	for _, t := range tasks {
 		if client, err := t.sandbox.Agent(ctx); err == nil {
 			t.move(client)
 		}
 	}
+	var mu sync.Mutex
+	late := map[string]*sandbox.Live{}
 	var g errgroup.Group
 	g.SetLimit(restoreLimit)
-	for _, t := range r.all() {
+	for _, t := range tasks {
 		g.Go(func() error {
-			t.restore(ctx)
+			if err := t.restore(ctx); err != nil {
+				log.G(ctx).WithError(err).WithField("id", t.key.id).Warn("task is not restored yet")
+				mu.Lock()
+				defer mu.Unlock()
+				late[t.pod] = t.sandbox
+			}
 			return nil
 		})
 	}
 	_ = g.Wait()
+	for id, live := range late {
+		go r.reach(id, live)
+	}
 }
 
 func (r *Runtime) recorded() []key {
@@ -88,47 +102,72 @@ func (r *Runtime) load(ctx context.Context, k key) error {
 		return t.erase()
 	}
 	t := r.newTask(k, live, s)
-	if s.Exit != nil {
+	switch {
+	case s.Phase == creating:
+		t.hold() // it was never told of
+	case s.Exit != nil:
 		t.process.status, t.process.exit = runtime.StoppedStatus, *s.Exit
 		close(t.done)
+	case s.Phase == deleting: // it never ran
+		t.bury()
+	default:
+		// Until its agent says what it is: clients remove what is only created.
+		t.process.status = runtime.RunningStatus
 	}
-	return r.add(t)
+	r.add(t)
+	return nil
 }
 
 // restore brings a loaded task up to date, or finishes what was begun.
-func (t *Task) restore(ctx context.Context) {
+func (t *Task) restore(ctx context.Context) error {
 	ctx = namespaces.WithNamespace(ctx, t.key.namespace)
-	log := log.G(ctx).WithField("id", t.key.id)
 	if t.over() {
-		t.finish(exit{Status: killedStatus, At: t.sandbox.Exit().At})
+		t.finish(t.killed())
 	}
-	switch t.saved.Phase {
-	case creating:
-		if err := t.discard(ctx); err != nil {
-			log.WithError(err).Error("half-made task is not removed")
-		}
-		return
-	case deleting:
-		if err := t.release(ctx); err != nil {
-			log.WithError(err).Error("deleted task is not removed")
-		}
-		return
+	if t.phase() != living {
+		return t.resume(ctx)
 	}
 	if t.over() {
-		return
+		return nil
 	}
 	if _, err := t.agent(ctx); err != nil {
-		log.WithError(err).Warn("agent is not reached")
-		go t.runtime.reach(t.saved.Sandbox, t.sandbox)
-		return
+		return err
 	}
-	if t.saved.Retain {
-		if n, err := t.completeLog(ctx); err != nil {
-			log.WithError(err).Warn("output that a former daemon had in hand is not in the log")
-		} else if n > 0 {
-			log.WithField("bytes", n).Info("completed the log of a task")
-		}
+	if !t.isDone() {
+		t.holdStdin()
 	}
+	if !t.saved.Retain {
+		return nil
+	}
+	log := log.G(ctx).WithField("id", t.key.id)
+	if n, err := t.completeLog(ctx); err != nil {
+		log.WithError(err).Warn("output that a former daemon had in hand is not in the log")
+	} else if n > 0 {
+		log.WithField("bytes", n).Info("completed the log of a task")
+	}
+	return nil
+}
+
+// resume goes on with a creation that failed or a deletion that was begun.
+func (t *Task) resume(ctx context.Context) error {
+	if t.phase() == living {
+		return nil
+	}
+	ctx = namespaces.WithNamespace(ctx, t.key.namespace)
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	end, err := t.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	switch t.phase() {
+	case creating:
+		err = t.discard(ctx)
+	case deleting:
+		_, err = t.dispose(ctx)
+	}
+	return err
 }
 
 // completeLog appends to the container's log what a killed daemon had in hand.

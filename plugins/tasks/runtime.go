@@ -2,7 +2,6 @@ package tasks
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/task"
 )
 
 var _ Inner = (*Runtime)(nil)
@@ -33,12 +33,13 @@ type Config struct {
 // their states, cached from what their agents say, and their records.
 type Runtime struct {
 	cfg  Config
-	life context.Context
+	life context.Context // until Close
+	stop context.CancelFunc
 
 	mu     sync.Mutex
 	tasks  map[key]*Task
 	broken map[key]lost // not restored
-	agents map[agentID]*follower
+	agents map[*task.Client]*follower
 }
 
 // key of a task: ids are unique in a namespace.
@@ -51,13 +52,19 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	}
 	r := &Runtime{
 		cfg:    cfg,
-		life:   context.WithoutCancel(ctx),
 		tasks:  map[key]*Task{},
 		broken: map[key]lost{},
-		agents: map[agentID]*follower{},
+		agents: map[*task.Client]*follower{},
 	}
+	r.life, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	r.restore(ctx)
 	return r, nil
+}
+
+// Close stops following agents. Tasks run on, for the next Runtime to restore.
+func (r *Runtime) Close() error {
+	r.stop()
+	return nil
 }
 
 // ID is the stock runtime's: clients know it.
@@ -77,15 +84,19 @@ func (r *Runtime) find(id string) (*sandbox.Live, error) {
 	return nil, nil
 }
 
-// own returns one of our tasks, or nil.
+// own returns one of our tasks, or nil. One that is only half made is none.
 func (r *Runtime) own(ctx context.Context, id string) (*Task, error) {
 	namespace, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.tasks[key{namespace, id}], nil
+	t := r.tasks[key{namespace, id}]
+	r.mu.Unlock()
+	if t == nil || t.phase() == creating {
+		return nil, nil
+	}
+	return t, nil
 }
 
 // Get implements runtime.PlatformRuntime.
@@ -116,25 +127,40 @@ func (r *Runtime) Tasks(ctx context.Context, all bool) ([]runtime.Task, error) {
 			return nil, err
 		}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for k, t := range r.tasks {
-		if all || k.namespace == namespace {
+	for _, t := range r.all() {
+		if (all || t.key.namespace == namespace) && t.phase() != creating {
 			list = append(list, t)
 		}
 	}
 	return list, nil
 }
 
-// add takes a task in, unless its id is taken.
-func (r *Runtime) add(t *Task) error {
+// add takes a task in, unless another has its id: that is returned then.
+func (r *Runtime) add(t *Task) (former *Task) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.tasks[t.key] != nil {
-		return fmt.Errorf("task %s: %w", t.key.id, errdefs.ErrAlreadyExists)
+	if former := r.tasks[t.key]; former != nil {
+		return former
 	}
 	r.tasks[t.key] = t
 	return nil
+}
+
+// lacks says that the task was deleted.
+func (r *Runtime) lacks(t *Task) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tasks[t.key] != t
+}
+
+func (r *Runtime) all() []*Task {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]*Task, 0, len(r.tasks))
+	for _, t := range r.tasks {
+		list = append(list, t)
+	}
+	return list
 }
 
 func (r *Runtime) forget(t *Task) {
@@ -145,40 +171,6 @@ func (r *Runtime) forget(t *Task) {
 	}
 }
 
-// activate has the mount manager do what a plain mount cannot, and returns
-// the mounts that are left to do.
-func (r *Runtime) activate(ctx context.Context, id string, rootfs []mount.Mount) ([]mount.Mount, error) {
-	if r.cfg.Mounts == nil {
-		return rootfs, nil
-	}
-	info, err := r.cfg.Mounts.Activate(ctx, id, rootfs, mount.WithLabels(map[string]string{
-		"containerd.io/gc.bref.container": id, // lives as long as the container
-	}))
-	switch {
-	case err == nil:
-		return info.System, nil
-	case errdefs.IsAlreadyExists(err):
-		info, err := r.cfg.Mounts.Info(ctx, id)
-		if err != nil {
-			return nil, fmt.Errorf("look up active mounts of %s: %w", id, err)
-		}
-		return info.System, nil
-	case errdefs.IsNotImplemented(err): // it has nothing to do
-		return rootfs, nil
-	}
-	return nil, fmt.Errorf("activate mounts of %s: %w", id, err)
-}
-
-func (r *Runtime) deactivate(ctx context.Context, id string) error {
-	if r.cfg.Mounts == nil {
-		return nil
-	}
-	if err := r.cfg.Mounts.Deactivate(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("deactivate mounts of %s: %w", id, err)
-	}
-	return nil
-}
-
 // ignore drops an error of a class that means that the work is done already.
 func ignore(err error, class func(error) bool) error {
 	if class(err) {
@@ -186,6 +178,3 @@ func ignore(err error, class func(error) bool) error {
 	}
 	return err
 }
-
-// gone says that an agent or its container is no longer there.
-func gone(err error) bool { return errdefs.IsNotFound(err) || errors.Is(err, os.ErrNotExist) }

@@ -2,10 +2,9 @@ package tasks
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"sync"
-	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -14,9 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
-	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
@@ -29,69 +26,105 @@ var _ runtime.Task = (*Task)(nil)
 type Task struct {
 	*process // the first one
 	key      key
+	pod      string // id of the sandbox
 	runtime  *Runtime
 	sandbox  *sandbox.Live
+	turn     chan struct{} // holds one element while a call creates or deletes it
 
 	mu     sync.Mutex
 	saved  saved
-	execs  map[string]*process
-	client *task.Client // the agent that has the task, as far as known
+	execs  map[string]*process // nil until there is one
+	client *task.Client        // the agent that has the task, as far as known
 
 	writing sync.Mutex // serializes the record's writers
-	erased  bool       // guarded by writing: the record is gone
 }
 
 func (r *Runtime) newTask(k key, live *sandbox.Live, s saved) *Task {
-	t := &Task{key: k, runtime: r, sandbox: live, saved: s, execs: map[string]*process{}}
+	t := &Task{key: k, pod: s.Sandbox, runtime: r, sandbox: live, saved: s, turn: make(chan struct{}, 1)}
 	t.process = newProcess(t, "", runtime.IO{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Terminal: s.Terminal})
-	t.process.pid = s.Pid
+	t.process.pid, t.process.closed = s.Pid, s.StdinClosed
 	return t
 }
 
-// agentTries is how many agents may die while they are asked for their events.
-const agentTries = 3
-
-// agent returns the agent that has the task. Its events are followed.
-func (t *Task) agent(ctx context.Context) (client *task.Client, err error) {
-	for range agentTries {
-		if client, err = t.sandbox.Agent(ctx); err != nil {
-			return nil, err
-		}
-		t.move(client)
-		if err = t.runtime.follow(ctx, client); err == nil {
-			return client, nil
-		}
-		select {
-		case <-client.Done(): // the sandbox has another one
-		case <-time.After(retryDelay):
-			return nil, err
-		case <-ctx.Done():
-			return nil, err
-		}
+// begin waits for the turn.
+func (t *Task) begin(ctx context.Context) (end func(), err error) {
+	select {
+	case t.turn <- struct{}{}:
+		return func() { <-t.turn }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for another call on %s: %w", t, ctx.Err())
 	}
-	return nil, err
 }
 
-// call calls the task's agent, and once more if that was dying: its sandbox
-// has another one then. f must be one that may come twice.
-func (t *Task) call(ctx context.Context, f func(*task.Client) error) error {
-	agent, err := t.agent(ctx)
-	if err != nil {
-		return err
-	}
-	err = f(agent)
-	if !errors.Is(err, ttrpc.ErrClosed) {
-		return errgrpc.ToNative(err)
-	}
+func (t *Task) phase() phase {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.saved.Phase
+}
+
+// over says that the sandbox has ended, and everything in it.
+func (t *Task) over() bool {
 	select {
-	case <-agent.Done():
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-t.sandbox.Done():
+		return true
+	default:
+		return false
 	}
-	if agent, err = t.agent(ctx); err != nil {
-		return err
+}
+
+// killed is the exit of what ended with the sandbox.
+func (t *Task) killed() exit { return exit{Status: killedStatus, At: t.sandbox.Exit().At} }
+
+// get returns one of the task's processes, or nil.
+func (t *Task) get(exec string) *process {
+	if exec == "" {
+		return t.process
 	}
-	return errgrpc.ToNative(f(agent))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.execs[exec]
+}
+
+// processes are the execs, then the first one: its exit is the last to be told.
+func (t *Task) processes() []*process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*process, 0, len(t.execs)+1)
+	for _, p := range t.execs {
+		all = append(all, p)
+	}
+	return append(all, t.process)
+}
+
+// addExec makes an exec known, unless its id is taken.
+func (t *Task) addExec(p *process) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.execs[p.exec] != nil {
+		return false
+	}
+	if t.execs == nil {
+		t.execs = map[string]*process{}
+	}
+	t.execs[p.exec] = p
+	return true
+}
+
+func (t *Task) dropExec(p *process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.execs[p.exec] == p {
+		delete(t.execs, p.exec)
+		// The next to write the record does without it.
+		t.saved.Told = slices.DeleteFunc(slices.Clone(t.saved.Told), func(id string) bool { return id == p.exec })
+	}
+}
+
+// told says that a daemon before this one told of the exec's exit.
+func (t *Task) told(p *process) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return p.exec != "" && slices.Contains(t.saved.Told, p.exec)
 }
 
 // publish sends an event in the task's namespace.
@@ -114,30 +147,24 @@ func (t *Task) Namespace() string { return t.key.namespace }
 
 // Pause implements runtime.Task.
 func (t *Task) Pause(ctx context.Context) error {
-	return t.freeze(ctx, runtime.PausedStatus)
+	return t.freeze(ctx, runtime.PausedStatus, &apievents.TaskPaused{ContainerID: t.key.id}, func(agent *task.Client) error {
+		_, err := agent.Pause(ctx, &taskapi.PauseRequest{ID: t.key.id})
+		return err
+	})
 }
 
 // Resume implements runtime.Task.
 func (t *Task) Resume(ctx context.Context) error {
-	return t.freeze(ctx, runtime.RunningStatus)
-}
-
-func (t *Task) freeze(ctx context.Context, to runtime.Status) error {
-	t.hold()
-	defer t.let()
-	event := any(&apievents.TaskResumed{ContainerID: t.key.id})
-	if to == runtime.PausedStatus {
-		event = &apievents.TaskPaused{ContainerID: t.key.id}
-	}
-	err := t.call(ctx, func(agent *task.Client) (err error) {
-		if to == runtime.PausedStatus {
-			_, err = agent.Pause(ctx, &taskapi.PauseRequest{ID: t.key.id})
-		} else {
-			_, err = agent.Resume(ctx, &taskapi.ResumeRequest{ID: t.key.id})
-		}
+	return t.freeze(ctx, runtime.RunningStatus, &apievents.TaskResumed{ContainerID: t.key.id}, func(agent *task.Client) error {
+		_, err := agent.Resume(ctx, &taskapi.ResumeRequest{ID: t.key.id})
 		return err
 	})
-	if err != nil {
+}
+
+func (t *Task) freeze(ctx context.Context, to runtime.Status, event any, call func(*task.Client) error) error {
+	t.hold()
+	defer t.let()
+	if err := t.call(ctx, call); err != nil {
 		return err
 	}
 	t.process.mu.Lock()
@@ -154,34 +181,32 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 	if err := identifiers.Validate(id); err != nil {
 		return nil, fmt.Errorf("exec %q in %s: %w", id, t, err)
 	}
+	if t.isDone() {
+		return nil, fmt.Errorf("exec %s in %s: it has exited: %w", id, t, errdefs.ErrFailedPrecondition)
+	}
 	p := newProcess(t, id, opts.IO)
 	p.hold()
-	t.mu.Lock()
-	_, taken := t.execs[id]
-	if !taken {
-		t.execs[id] = p
-	}
-	t.mu.Unlock()
-	if taken {
+	if !t.addExec(p) {
 		return nil, fmt.Errorf("%s: %w", p, errdefs.ErrAlreadyExists)
 	}
 	defer p.let()
-	calls := 0
+	ctx, cancel := steady(ctx)
+	defer cancel()
+	again := false
 	err := t.call(ctx, func(agent *task.Client) error {
-		calls++
 		_, err := agent.Exec(ctx, &taskapi.ExecProcessRequest{
 			ID: t.key.id, ExecID: id, Spec: opts.Spec,
 			Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
 		})
+		if again { // the agent that died may have done it
+			err = ignore(native(err), errdefs.IsAlreadyExists)
+		}
+		again = true
 		return err
 	})
-	if calls > 1 { // the first may have done it
-		err = ignore(err, errdefs.IsAlreadyExists)
-	}
 	if err != nil {
-		t.mu.Lock()
-		delete(t.execs, id)
-		t.mu.Unlock()
+		t.dropExec(p)
+		p.bury()
 		return nil, err
 	}
 	t.publish(&apievents.TaskExecAdded{ContainerID: t.key.id, ExecID: id})
@@ -226,9 +251,11 @@ func (t *Task) Checkpoint(ctx context.Context, path string, options *types.Any) 
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", t, err)
 	}
+	t.hold()
+	defer t.let()
 	_, err = agent.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: t.key.id, Path: path, Options: options})
 	if err != nil {
-		return errgrpc.ToNative(err)
+		return native(err)
 	}
 	t.publish(&apievents.TaskCheckpointed{ContainerID: t.key.id})
 	return nil

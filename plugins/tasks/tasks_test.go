@@ -1,190 +1,176 @@
 package tasks
 
 import (
-	"strings"
+	"errors"
+	"slices"
 	"testing"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
-func TestLifeOfTask(t *testing.T) {
-	a := newAgent()
-	f := newFixture(t, a)
-	task := f.create("c")
-	f.must(task.Start(f.ctx))
-	if s, err := task.State(f.ctx); err != nil || s.Status != runtime.RunningStatus || s.Pid != 42 {
-		t.Errorf("state %+v, %v", s, err)
+func TestLife(t *testing.T) {
+	r := newRig(t)
+	c := r.create("c")
+	if s := r.state(c); s.Status != runtime.CreatedStatus || s.Pid != 101 || s.Stdout != "/fifo/out" {
+		t.Errorf("created: %+v", s)
 	}
-	a.exit("c", 7, true)
-	if e := f.wait(task); e.Status != 7 || e.Timestamp.IsZero() {
+	if got := r.pods.container("c").Rootfs; len(got) != 1 || got[0].Source != "/activated" {
+		t.Errorf("rootfs %v, want what the mount manager left to do", got)
+	}
+	if got := r.mounts.labels["containerd.io/gc.bref.container"]; got != "c" {
+		t.Errorf("the active mounts belong to container %q", got)
+	}
+	r.must(c.Start(r.ctx))
+	if s := r.state(c); s.Status != runtime.RunningStatus || s.Pid != 101 {
+		t.Errorf("started: %+v", s)
+	}
+	r.agent.exit("c", "", 42)
+	if e := r.wait(c); e.Status != 42 || !e.Timestamp.Equal(exitTime) || e.Pid != 101 {
 		t.Errorf("exit %+v", e)
 	}
-	if e, err := f.Delete(f.ctx, "c"); err != nil || e.Status != 7 {
+	if s := r.state(c); s.Status != runtime.StoppedStatus || s.ExitStatus != 42 || !s.ExitedAt.Equal(exitTime) {
+		t.Errorf("stopped: %+v", s)
+	}
+	e, err := r.Delete(r.ctx, "c")
+	r.must(err)
+	if e.Status != 42 || !e.Timestamp.Equal(exitTime) || e.Pid != 101 {
+		t.Errorf("delete returns %+v", e)
+	}
+	r.clean("c")
+	r.log.want("create c", "start c", "exit c 42", "delete c 42")
+	created := r.log.full[0].(*apievents.TaskCreate)
+	if created.Bundle != "/bundle/c" || created.Pid != 101 || created.IO.Stdout != "/fifo/out" || created.Rootfs[0].Source != "/image" {
+		t.Errorf("create event %v", created)
+	}
+	exited := r.log.full[2].(*apievents.TaskExit)
+	if exited.ID != "c" || exited.Pid != 101 || !exited.ExitedAt.AsTime().Equal(exitTime) {
+		t.Errorf("exit event %v", exited)
+	}
+	r.run("c") // its id is free again
+}
+
+func TestExec(t *testing.T) {
+	r := newRig(t)
+	c := r.run("c")
+	p := r.exec(c, "e")
+	if s := r.state(p); s.Status != runtime.RunningStatus || s.Pid != 102 {
+		t.Errorf("started: %+v", s)
+	}
+	if _, err := c.Exec(r.ctx, "e", runtime.ExecOpts{}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("a second exec of that id: %v", err)
+	}
+	if _, err := c.Exec(r.ctx, "../e", runtime.ExecOpts{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an exec with a bad id: %v", err)
+	}
+	if _, err := c.Process(r.ctx, "other"); !errdefs.IsNotFound(err) {
+		t.Errorf("an unknown exec: %v", err)
+	}
+	if found, err := c.Process(r.ctx, "e"); err != nil || found != p {
+		t.Errorf("found %v, %v", found, err)
+	}
+	r.agent.exit("c", "e", 3)
+	if e := r.wait(p); e.Status != 3 {
+		t.Errorf("exit %+v", e)
+	}
+	if err := p.Kill(r.ctx, 9, false); !errdefs.IsNotFound(err) {
+		t.Errorf("kill an exited process: %v", err)
+	}
+	if e, err := p.Delete(r.ctx); err != nil || e.Status != 3 {
 		t.Errorf("delete: %+v, %v", e, err)
 	}
-	f.awaitEvents("create", "start", "exit", "delete")
-	f.noRecords()
-	if _, err := f.Get(f.ctx, "c"); !errdefs.IsNotFound(err) {
-		t.Errorf("get: %v", err)
+	if _, err := c.Process(r.ctx, "e"); !errdefs.IsNotFound(err) {
+		t.Errorf("a deleted exec: %v", err)
 	}
+	r.log.want("create c", "start c", "exec-added c/e", "exec-started c/e", "exit c/e 3")
 }
 
-// A process may have ended before the answer to Start is here.
-func TestExitDoesNotOvertakeStart(t *testing.T) {
-	a := newAgent()
-	a.onStart = func(a *agent) { a.exit("c", 0, true) }
-	f := newFixture(t, a)
-	task := f.create("c")
-	f.must(task.Start(f.ctx))
-	f.wait(task)
-	f.awaitEvents("create", "start", "exit")
-}
-
-func TestExitIsLearnedFromNextAgent(t *testing.T) {
-	a := newAgent()
-	f := newFixture(t, a)
-	task := f.create("c")
-	f.must(task.Start(f.ctx))
-	f.disconnect()
-	a.exit("c", 3, false)
-	f.connect(a) // another connection to what the same containers are in
-	if e := f.wait(task); e.Status != 3 {
+func TestControl(t *testing.T) {
+	r := newRig(t)
+	c := r.run("c")
+	r.must(c.Pause(r.ctx))
+	if s := r.state(c); s.Status != runtime.PausedStatus {
+		t.Errorf("paused: %+v", s)
+	}
+	r.must(c.Resume(r.ctx))
+	if s := r.state(c); s.Status != runtime.RunningStatus {
+		t.Errorf("resumed: %+v", s)
+	}
+	r.must(c.Checkpoint(r.ctx, "/there", nil))
+	r.must(c.Update(r.ctx, nil, nil))
+	r.must(c.ResizePty(r.ctx, runtime.ConsoleSize{Width: 80, Height: 25}))
+	r.must(c.CloseIO(r.ctx))
+	if _, err := c.Stats(r.ctx); err != nil {
+		t.Error(err)
+	}
+	if pids, err := c.Pids(r.ctx); err != nil || len(pids) != 1 || pids[0].Pid != 101 {
+		t.Errorf("pids %v, %v", pids, err)
+	}
+	r.agent.oom("c")
+	r.agent.oom("another's") // is nobody's business
+	r.log.await(6)
+	r.must(c.Kill(r.ctx, 15, false))
+	if e := r.wait(c); e.Status != 143 {
 		t.Errorf("exit %+v", e)
 	}
-	f.awaitEvents("create", "start", "exit")
+	r.log.want("create c", "start c", "paused c", "resumed c", "checkpointed c", "oom c", "exit c 143")
 }
 
-func TestTaskThatNextAgentDoesNotKnow(t *testing.T) {
-	f := newFixture(t, newAgent())
-	task := f.create("c")
-	f.must(task.Start(f.ctx))
-	f.disconnect()
-	f.connect(newAgent())
-	if e := f.wait(task); e.Status != unknownStatus {
-		t.Errorf("exit %+v", e)
-	}
-}
-
-func TestSandboxDies(t *testing.T) {
-	f := newFixture(t, newAgent())
-	task := f.create("c")
-	f.must(task.Start(f.ctx))
-	f.memory.Last().End(1)
-	f.disconnect()
-	if e := f.wait(task); e.Status != killedStatus {
-		t.Errorf("exit %+v", e)
-	}
-	if _, err := f.Delete(f.ctx, "c"); err != nil {
-		t.Errorf("delete without an agent: %v", err)
-	}
-	f.noRecords()
-}
-
-func TestRestart(t *testing.T) {
-	a := newAgent()
-	f := newFixture(t, a)
-	runs, ends, ended := f.create("runs"), f.create("ends"), f.create("ended")
-	for _, task := range []runtime.Task{runs, ends, ended} {
-		f.must(task.Start(f.ctx))
-	}
-	a.exit("ended", 1, true)
-	f.wait(ended)
-
-	f.disconnect()
-	a.exit("ends", 2, false)
-	f.connect(a)
-	f.open()
-	tasks, err := f.Tasks(f.ctx, false)
-	f.must(err)
-	if len(tasks) != 3 {
-		t.Fatalf("%d tasks, want 3", len(tasks))
-	}
-	for id, want := range map[string]runtime.State{
-		"runs":  {Status: runtime.RunningStatus},
-		"ends":  {Status: runtime.StoppedStatus, ExitStatus: 2},
-		"ended": {Status: runtime.StoppedStatus, ExitStatus: 1},
-	} {
-		task, err := f.Get(f.ctx, id)
-		f.must(err)
-		got, err := task.State(f.ctx)
-		f.must(err)
-		if got.Status != want.Status || got.ExitStatus != want.ExitStatus || got.Pid != 42 {
-			t.Errorf("%s: state %+v, want %+v", id, got, want)
+func TestErrorsOfTheAgentKeepTheirClass(t *testing.T) {
+	r := newRig(t)
+	c := r.run("c")
+	for _, class := range []error{errdefs.ErrFailedPrecondition, errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrNotImplemented} {
+		for _, call := range []string{"pause", "resume", "checkpoint", "update", "stats", "pids", "kill", "resize", "close", "exec"} {
+			r.agent.failing(call, class)
+		}
+		_, stats := c.Stats(r.ctx)
+		_, pids := c.Pids(r.ctx)
+		_, exec := c.Exec(r.ctx, "e", runtime.ExecOpts{})
+		for call, err := range map[string]error{
+			"pause": c.Pause(r.ctx), "resume": c.Resume(r.ctx), "checkpoint": c.Checkpoint(r.ctx, "", nil),
+			"update": c.Update(r.ctx, nil, nil), "stats": stats, "pids": pids, "exec": exec,
+			"kill": c.Kill(r.ctx, 9, false), "resize": c.ResizePty(r.ctx, runtime.ConsoleSize{}), "close": c.CloseIO(r.ctx),
+		} {
+			if !errors.Is(err, class) {
+				t.Errorf("%s: %v, want %v", call, err, class)
+			}
 		}
 	}
-	f.awaitEvents("exit") // of what ended meanwhile: the other was told of
+	r.log.want("create c", "start c")
 }
 
-func TestHalfMadeTaskIsRemovedAtRestart(t *testing.T) {
-	a := newAgent()
-	f := newFixture(t, a)
-	task := f.create("c").(*Task)
-	f.must(task.save(func(s *saved) { s.Phase = creating }))
-	f.disconnect()
-	a.exit("c", 137, false)
-	f.connect(a)
-	f.open()
-	if _, err := f.Get(f.ctx, "c"); !errdefs.IsNotFound(err) {
-		t.Errorf("get: %v", err)
+func TestStockTasksAreLeftAlone(t *testing.T) {
+	r := newRig(t)
+	r.create("ours")
+	for id, pod := range map[string]string{"alone": "", "foreign": "another's pod"} {
+		opts := createOpts(plainSpec)
+		opts.SandboxID = pod
+		if _, err := r.Create(r.ctx, id, opts); err != nil {
+			t.Error(err)
+		}
 	}
-	f.noRecords()
-	if len(a.processes) > 0 {
-		t.Error("the agent still has it")
+	if e, err := r.Delete(r.ctx, "theirs"); err != nil || e.Status != 77 {
+		t.Errorf("delete: %+v, %v", e, err)
 	}
-}
-
-// An exit may be learned of when the task is removed already.
-func TestErasedRecordStaysErased(t *testing.T) {
-	a := newAgent()
-	f := newFixture(t, a)
-	task := f.create("c").(*Task)
-	a.exit("c", 1, false)
-	f.must(task.discard(f.ctx))
-	task.exited(exit{Status: 1})
-	f.noRecords()
-}
-
-func TestBadInput(t *testing.T) {
-	f := newFixture(t, newAgent())
-	for name, c := range map[string]struct {
-		opts  runtime.CreateOpts
-		class func(error) bool
-		says  string
-	}{
-		"no spec":    {runtime.CreateOpts{SandboxID: "pod"}, errdefs.IsInvalidArgument, "no spec"},
-		"no process": {with(`{"root":{"path":"x"}}`), errdefs.IsInvalidArgument, "no process"},
-		"no rootfs":  {with(`{"process":{"args":["true"]}}`), errdefs.IsInvalidArgument, "no rootfs"},
-		"no JSON":    {with(`{`), errdefs.IsInvalidArgument, "decode spec"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := f.Create(f.ctx, "c", c.opts)
-			if !c.class(err) || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("error %v", err)
-			}
-			f.noRecords()
-		})
+	if _, err := r.Get(r.ctx, "theirs"); err != nil {
+		t.Error(err)
 	}
-	if _, err := f.Create(f.ctx, "c", options("someone else's")); err == nil || err.Error() != "stock creates c" {
-		t.Errorf("task of another sandbox: %v", err)
+	if _, err := r.Get(r.ctx, "nobody's"); !errdefs.IsNotFound(err) {
+		t.Errorf("get an unknown task: %v", err)
 	}
-	f.create("c")
-	if _, err := f.Create(f.ctx, "c", options("pod")); !errdefs.IsAlreadyExists(err) {
-		t.Errorf("second task of a name: %v", err)
+	slices.Sort(r.stock.calls)
+	if want := []string{"create alone", "create foreign", "delete theirs"}; !slices.Equal(r.stock.calls, want) {
+		t.Errorf("calls of the stock runtime %q, want %q", r.stock.calls, want)
 	}
-}
-
-func with(spec string) runtime.CreateOpts {
-	o := options("pod")
-	o.Spec = &anypb.Any{Value: []byte(spec)}
-	return o
-}
-
-func TestCreateInStoppedSandbox(t *testing.T) {
-	f := newFixture(t, newAgent())
-	f.must(f.sandbox.Stop(f.ctx, "pod"))
-	if _, err := f.Create(f.ctx, "c", options("pod")); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("error %v", err)
+	list, err := r.Tasks(r.ctx, false)
+	r.must(err)
+	var ids []string
+	for _, t := range list {
+		ids = append(ids, t.ID())
+	}
+	slices.Sort(ids)
+	if want := []string{"ours", "theirs"}; !slices.Equal(ids, want) {
+		t.Errorf("tasks %q, want %q", ids, want)
 	}
 }

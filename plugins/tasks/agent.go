@@ -1,0 +1,263 @@
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+)
+
+const (
+	// Between two attempts to reach an agent that is gone while its sandbox is
+	// not, the delay doubles within these bounds.
+	minRetry = 100 * time.Millisecond
+	maxRetry = 10 * time.Second
+
+	// agentTries is how many agents may die while they are asked for their
+	// events.
+	agentTries = 3
+)
+
+// follower reads one agent's events.
+type follower struct {
+	ready chan struct{} // closed when the tasks' states are the agent's, or err is set
+	err   error
+}
+
+// native gives an agent's error its class.
+func native(err error) error {
+	switch {
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.Is(err, ttrpc.ErrClosed):
+		return fmt.Errorf("the agent is gone: %w: %w", errdefs.ErrUnavailable, err)
+	}
+	return errgrpc.ToNative(err)
+}
+
+// call calls the task's agent, and once more if that was dying: its sandbox
+// has another one then. f must be one that may come twice. If the sandbox has
+// ended, what was asked for is errdefs.ErrNotFound.
+func (t *Task) call(ctx context.Context, f func(*task.Client) error) error {
+	for again := false; ; again = true {
+		agent, err := t.agent(ctx)
+		if err == nil {
+			err = native(f(agent))
+		}
+		switch {
+		case err == nil:
+			return nil
+		case errdefs.IsUnavailable(err) && t.over():
+			return fmt.Errorf("%s ended with sandbox %s: %w", t, t.pod, errdefs.ErrNotFound)
+		case again, agent == nil, !errors.Is(err, ttrpc.ErrClosed):
+			return err
+		}
+		select {
+		case <-agent.Done():
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// agent returns the agent that has the task. Its events are followed.
+func (t *Task) agent(ctx context.Context) (client *task.Client, err error) {
+	for range agentTries {
+		if client, err = t.sandbox.Agent(ctx); err != nil {
+			return nil, err
+		}
+		t.move(client)
+		if err = t.runtime.follow(ctx, client); err == nil {
+			return client, nil
+		}
+		wait := time.NewTimer(minRetry)
+		select {
+		case <-client.Done(): // the sandbox has another one
+		case <-wait.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+		wait.Stop()
+	}
+	return nil, err
+}
+
+// at returns the agent that the task was last seen with.
+func (t *Task) at() *task.Client {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.client
+}
+
+// move takes note of the agent that the task is with.
+func (t *Task) move(client *task.Client) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.client = client
+}
+
+// follow makes sure that an agent's events are read, and returns when the
+// states of its tasks are up to date.
+func (r *Runtime) follow(ctx context.Context, client *task.Client) error {
+	r.mu.Lock()
+	f, found := r.agents[client]
+	if !found {
+		f = &follower{ready: make(chan struct{})}
+		r.agents[client] = f
+	}
+	r.mu.Unlock()
+	if !found {
+		go r.read(client, f)
+	}
+	select {
+	case <-f.ready:
+		return f.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the agent's events: %w", ctx.Err())
+	}
+}
+
+// read follows an agent until its connection ends.
+func (r *Runtime) read(client *task.Client, f *follower) {
+	stream, err := r.subscribe(client)
+	f.err = err
+	close(f.ready)
+	for err == nil {
+		var e *api.Event
+		if e, err = stream.Recv(); err == nil {
+			r.guard(func() { r.dispatch(e) })
+		}
+	}
+	r.mu.Lock()
+	delete(r.agents, client)
+	r.mu.Unlock()
+	if r.life.Err() != nil {
+		return
+	}
+	log.G(r.life).WithError(err).Info("lost an agent's events")
+	r.replace(client)
+}
+
+// guard keeps what an agent says from ending the daemon.
+func (r *Runtime) guard(f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.G(r.life).Errorf("panic over what an agent says: %v\n%s", p, debug.Stack())
+		}
+	}()
+	f()
+}
+
+// subscribe reads events first and the list of processes then, so that
+// nothing falls in between.
+func (r *Runtime) subscribe(client *task.Client) (api.Agent_EventsClient, error) {
+	stream, err := client.Events(r.life, &api.EventsRequest{})
+	if err == nil {
+		_, err = stream.Recv() // the first says that the others follow
+	}
+	var list *api.ListResponse
+	if err == nil {
+		list, err = client.List(r.life, &api.ListRequest{})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("follow agent: %w", errors.Join(native(err), errdefs.ErrUnavailable))
+	}
+	r.guard(func() { r.reconcile(client, list.Processes) })
+	return stream, nil
+}
+
+// replace finds the next agent for the tasks of one that is gone, with one
+// goroutine for each of its sandboxes, until it is found or the sandbox ended.
+func (r *Runtime) replace(client *task.Client) {
+	sandboxes := map[string]*sandbox.Live{}
+	for _, t := range r.all() {
+		if t.at() == client {
+			sandboxes[t.pod] = t.sandbox
+		}
+	}
+	for id, live := range sandboxes {
+		go r.reach(id, live)
+	}
+}
+
+// reach follows the agent that a sandbox has now.
+func (r *Runtime) reach(id string, live *sandbox.Live) {
+	for delay := minRetry; ; delay = min(2*delay, maxRetry) {
+		err := r.attempt(id, live)
+		if err == nil || r.life.Err() != nil {
+			return
+		}
+		wait := time.NewTimer(delay)
+		select {
+		case <-live.Done():
+			wait.Stop()
+			r.sandboxEnded(id)
+			return
+		case <-r.life.Done():
+			wait.Stop()
+			return
+		case <-wait.C:
+			log.G(r.life).WithError(err).WithField("sandbox", id).Warn("agent is not reached")
+		}
+	}
+}
+
+// attempt gives up when the sandbox ends.
+func (r *Runtime) attempt(id string, live *sandbox.Live) error {
+	ctx, cancel := context.WithCancel(r.life)
+	defer cancel()
+	go func() {
+		select {
+		case <-live.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	client, err := live.Agent(ctx)
+	if err != nil {
+		return err
+	}
+	tasks := r.of(id)
+	for _, t := range tasks {
+		t.move(client)
+	}
+	if err := r.follow(ctx, client); err != nil {
+		return err
+	}
+	var errs []error
+	for _, t := range tasks {
+		errs = append(errs, t.resume(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// of returns the tasks of a sandbox.
+func (r *Runtime) of(id string) []*Task {
+	var list []*Task
+	for _, t := range r.all() {
+		if t.pod == id {
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
+// sandboxEnded ends all tasks of a sandbox that took its agent with it.
+func (r *Runtime) sandboxEnded(id string) {
+	for _, t := range r.of(id) {
+		t.finish(t.killed())
+		if err := t.resume(r.life); err != nil {
+			log.G(r.life).WithError(err).WithField("id", t.key.id).Error("task is not removed")
+		}
+	}
+}
