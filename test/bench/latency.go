@@ -155,10 +155,13 @@ func benchDense(ctx context.Context, b *bench) error {
 		}
 		empty = append(empty, took)
 	}
+	var pods []*pod
 	for range dense / parallel {
-		if _, _, err := b.startAll(ctx, bed.Runc, parallel); err != nil {
+		more, _, err := b.startAll(ctx, bed.Runc, parallel)
+		if err != nil {
 			return err
 		}
+		pods = append(pods, more...)
 	}
 	for range b.n {
 		took, err := one()
@@ -166,6 +169,9 @@ func benchDense(ctx context.Context, b *bench) error {
 			return err
 		}
 		full = append(full, took)
+	}
+	if err := b.removeAll(ctx, pods); err != nil {
+		return err
 	}
 	b.report.compare(fmt.Sprintf("start beside %d pods against an empty node", dense), "ms",
 		milliseconds(full), milliseconds(empty), 1.2)

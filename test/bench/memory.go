@@ -44,12 +44,15 @@ func (b *bench) grow(ctx context.Context, handler string, steps []int) (map[int]
 	if err != nil {
 		return nil, err
 	}
-	growth, running := map[int]float64{}, 0
+	growth := map[int]float64{}
+	var pods []*pod
 	for _, n := range steps {
-		for ; running < n; running++ {
-			if _, _, err := b.start(ctx, shape{handler: handler}); err != nil {
+		for len(pods) < n {
+			p, _, err := b.start(ctx, shape{handler: handler})
+			if err != nil {
 				return nil, err
 			}
+			pods = append(pods, p)
 		}
 		now, err := managementMemory()
 		if err != nil {
@@ -57,7 +60,7 @@ func (b *bench) grow(ctx context.Context, handler string, steps []int) (map[int]
 		}
 		growth[n] = float64(now-before) / float64(n)
 	}
-	return growth, nil
+	return growth, b.removeAll(ctx, pods)
 }
 
 // managementMemory sums the PSS of all managers in KB.
