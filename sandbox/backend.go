@@ -28,7 +28,9 @@ type Backend interface {
 	// returned. saved is nil when the daemon died before the first Save. It
 	// returns a sandbox also when what it describes is dead or half-made: Wait
 	// then returns at once, and Stop and Delete clean up. An error quarantines
-	// the sandbox: nothing of it is touched.
+	// the sandbox: nothing of it is touched, and Restore may be tried again. It
+	// is not called after a reboot of the host, which leaves of a sandbox
+	// nothing but Spec.Dir; the Controller removes that.
 	Restore(ctx context.Context, spec Spec, saved json.RawMessage) (Sandbox, error)
 }
 
@@ -62,9 +64,9 @@ type Sandbox interface {
 	// The Controller removes Spec.Dir afterwards.
 	Delete(ctx context.Context) error
 
-	// Save returns what Restore needs. The Controller calls it after each of
-	// the calls above that changes something; a sandbox calls Spec.Saved
-	// itself when it changes in between, before an outside effect.
+	// Save returns what Restore needs, at once. The Controller calls it before
+	// and after the calls above that change something; a sandbox calls
+	// Spec.Saved itself when it changes in between, before an outside effect.
 	Save() (json.RawMessage, error)
 }
 
@@ -80,7 +82,7 @@ type (
 	Specer interface{ OCI() *specs.Spec }
 
 	// Statser returns the pod's metrics: a *v1.Metrics or *v2.Metrics of
-	// containerd/cgroups. It is called every second: cached and bounded.
+	// containerd/cgroups. It is called every second, once at a time.
 	Statser interface {
 		Stats(ctx context.Context) (typeurl.Any, error)
 	}
@@ -88,6 +90,13 @@ type (
 	// Updater resizes a running sandbox.
 	Updater interface {
 		Update(ctx context.Context, r Resources) error
+	}
+
+	// Endpointer says where clients of containerd reach the sandbox's Task API
+	// themselves: a ttrpc+ or grpc+ address, and the API's version. Without it
+	// there is no such place: tasks go through the daemon.
+	Endpointer interface {
+		Endpoint() (address string, version uint32)
 	}
 
 	// Platformer says what the sandbox runs if that is not the host's own
@@ -111,7 +120,8 @@ type Spec struct {
 	Options   Options
 	CreatedAt time.Time
 
-	// Saved persists the sandbox's Save at once. Never nil.
+	// Saved persists the sandbox's Save at once. Never nil; it has nothing to
+	// save before Create or Restore returned.
 	Saved func(ctx context.Context) error `json:"-"`
 }
 

@@ -2,70 +2,64 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/moby/sys/mountinfo"
-
-	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
-	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 )
 
-var (
-	fpRecord = failpoint.New("sandbox/record/written")
-	fpRemove = failpoint.New("sandbox/delete/directory")
-)
-
-// recordFile is the name of a sandbox's record in its directory.
-const recordFile = "sandbox.json"
-
-// saved is a sandbox's record.
-type saved struct {
-	Spec    Spec            `json:"spec"`
-	Meta    meta            `json:"meta"`
-	State   State           `json:"state"`
-	Exit    *Exit           `json:"exit,omitempty"`
-	Backend json.RawMessage `json:"backend,omitempty"`
-}
-
-// box is one sandbox of a Controller.
+// box is one sandbox of a Controller. There are many and most are idle, so it
+// keeps little: what the sandbox was made of is in its record.
 type box struct {
-	spec Spec
-	meta meta
-	ops  chan struct{} // holds a token while Start, Stop, Update or Delete run
-	done chan struct{} // closed when the sandbox has ended
+	id  string
+	dir string
 
-	mu      sync.Mutex // guards what follows, never held over I/O
-	sandbox Sandbox    // nil when quarantined
-	state   State
-	reason  string             // why it is quarantined
-	exit    Exit               // once done is closed
-	cancel  context.CancelFunc // of a running Start
+	turn    chan struct{} // holds a token while Create, Start, Stop, Update, Shutdown or recovery run
+	writing chan struct{} // holds a token while a record is written
+	done    chan struct{} // closed when the sandbox has ended
 
-	writing sync.Mutex // serializes the record's writers
-	removed bool       // guarded by writing: there is no record to write
+	mu        sync.Mutex // guards what follows, never held over I/O
+	name      string     // CRI's, unique within namespace while it is known
+	namespace string
+	createdAt time.Time
+	state     State
+	sandbox   Sandbox // nil before Create is done and when quarantined
+	reason    string  // why it is quarantined
+	plan      *plan   // until Start returns; later it is on disk
+	resources *Resources
+	ended     bool // and exit is known; done is closed soon
+	exit      Exit
+	cancel    context.CancelCauseFunc // of a running Start
+	stops     int                     // calls of Stop and Shutdown that wait or run
+	watched   bool                    // there is a goroutine in Sandbox.Wait
+
+	meter meter
 }
 
-func newBox(spec Spec, m meta) *box {
-	b := &box{spec: spec, meta: m, state: Created, ops: make(chan struct{}, 1), done: make(chan struct{})}
-	b.spec.Saved = b.save
-	return b
+func newBox(id, dir string, state State) *box {
+	return &box{
+		id: id, dir: dir, state: state,
+		turn: make(chan struct{}, 1), writing: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+}
+
+// identify takes over what calls ask for most.
+func (b *box) identify(s Spec) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.name, b.namespace, b.createdAt = s.Name, s.Namespace, s.CreatedAt
 }
 
 // begin waits for its turn to change the sandbox.
 func (b *box) begin(ctx context.Context) (end func(), err error) {
 	select {
-	case b.ops <- struct{}{}:
-		return func() { <-b.ops }, nil
+	case b.turn <- struct{}{}:
+		return func() { <-b.turn }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for another call on sandbox %s: %w", b.spec.ID, ctx.Err())
+		state, _ := b.current()
+		return nil, fmt.Errorf("sandbox %s is %s, and another call on it did not end: %w", b.id, state, ctx.Err())
 	}
 }
 
@@ -75,123 +69,141 @@ func (b *box) current() (State, Sandbox) {
 	return b.state, b.sandbox
 }
 
-// enter changes the state and records it.
-func (b *box) enter(ctx context.Context, next State) error {
-	b.mu.Lock()
-	err := b.state.to(next)
-	if err == nil {
-		b.state = next
-	}
-	b.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("sandbox %s: %w", b.spec.ID, err)
-	}
-	return b.save(ctx)
-}
-
-// save writes the record.
-func (b *box) save(context.Context) error {
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	if b.removed {
-		return nil
-	}
-	b.mu.Lock()
-	s := saved{Spec: b.spec, Meta: b.meta, State: b.state}
-	if b.exit != (Exit{}) {
-		exit := b.exit
-		s.Exit = &exit
-	}
-	sandbox := b.sandbox
-	b.mu.Unlock()
-	if sandbox != nil {
-		var err error
-		if err = guard("save", b.spec.ID, func() error { s.Backend, err = sandbox.Save(); return err }); err != nil {
-			return fmt.Errorf("save sandbox %s: %w", b.spec.ID, err)
-		}
-	}
-	if err := record.Write(filepath.Join(b.spec.Dir, recordFile), s); err != nil {
-		return fmt.Errorf("save sandbox %s: %w", b.spec.ID, err)
-	}
-	fpRecord.Hit()
-	return nil
-}
-
-// end notes how the sandbox ended; the first to say so is right.
-func (b *box) end(e Exit) {
+func (b *box) become(sandbox Sandbox) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	select {
-	case <-b.done:
-	default:
-		b.exit = e
-		close(b.done)
-	}
+	b.sandbox = sandbox
 }
 
-// watch follows a running sandbox to its end.
-func (b *box) watch(ctx context.Context, sandbox Sandbox) {
-	var exit Exit
-	err := guard("wait for", b.spec.ID, func() (err error) { exit, err = sandbox.Wait(ctx); return err })
-	if err != nil {
-		if ctx.Err() != nil {
-			return // the daemon ends, not the sandbox
+// enter records the next state and then is in it. What cannot be recorded is
+// not entered.
+func (b *box) enter(ctx context.Context, next State) error {
+	defer b.write()()
+	return b.change(ctx, next, func() error { return b.record(ctx, next) })
+}
+
+// fall is enter on the way down: it does not depend on a disk with room. A
+// recovery finds out what was not recorded.
+func (b *box) fall(ctx context.Context, next State) error {
+	defer b.write()()
+	return b.change(ctx, next, func() error {
+		if now, _ := b.current(); now == next {
+			return nil
 		}
-		log.G(ctx).WithError(err).WithField(keySandbox, b.spec.ID).Error("sandbox cannot be followed")
-		exit = Exit{Status: unknownStatus, At: time.Now()}
-	}
-	b.end(exit)
-	if err := b.enter(ctx, Stopped); err != nil && !errdefs.IsFailedPrecondition(err) && !errors.Is(err, os.ErrNotExist) {
-		log.G(ctx).WithError(err).WithField(keySandbox, b.spec.ID).Warn("end of sandbox is not recorded")
-	}
-}
-
-// unknownStatus is the exit status of what nobody saw exit (containerd's
-// client.UnknownExitStatus).
-const unknownStatus = 255
-
-// remove deletes the sandbox's directory.
-func (b *box) remove() error {
-	fpRemove.Hit()
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	b.removed = true
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(b.spec.Dir))
-	if err != nil {
-		return fmt.Errorf("remove sandbox %s: %w", b.spec.ID, err)
-	}
-	if len(mounts) > 0 {
-		// Removing through a mount would remove what is mounted there.
-		return fmt.Errorf("remove sandbox %s: %s is still mounted: %w", b.spec.ID, mounts[0].Mountpoint, errdefs.ErrFailedPrecondition)
-	}
-	// The record goes last: it is what finds the rest after a crash.
-	entries, err := os.ReadDir(b.spec.Dir)
-	if errors.Is(err, os.ErrNotExist) {
+		if err := b.record(ctx, next); err != nil {
+			log.G(ctx).WithError(err).WithFields(b.fields(next)).Warn("state of sandbox is not recorded")
+		}
 		return nil
+	})
+}
+
+// resume is enter for a state that is recorded already, or never is.
+func (b *box) resume(ctx context.Context, next State) error {
+	defer b.write()()
+	return b.change(ctx, next, func() error { return nil })
+}
+
+// write waits until nobody writes a record. Records are small and on the state
+// file system, and a writer calls nobody: this does not take long.
+func (b *box) write() (end func()) {
+	b.writing <- struct{}{}
+	return func() { <-b.writing }
+}
+
+// change is for the one that writes: nobody else changes the state meanwhile.
+func (b *box) change(ctx context.Context, next State, record func() error) error {
+	now, _ := b.current()
+	if err := now.to(next); err != nil {
+		return fmt.Errorf("sandbox %s: %w", b.id, err)
 	}
-	if err != nil {
-		return fmt.Errorf("remove sandbox %s: %w", b.spec.ID, err)
+	if err := record(); err != nil {
+		return err
 	}
-	for _, e := range entries {
-		if e.Name() == recordFile {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(b.spec.Dir, e.Name())); err != nil {
-			return fmt.Errorf("remove sandbox %s: %w", b.spec.ID, err)
-		}
-	}
-	if err := os.RemoveAll(b.spec.Dir); err != nil {
-		return fmt.Errorf("remove sandbox %s: %w", b.spec.ID, err)
-	}
+	b.mu.Lock()
+	b.state = next
+	b.mu.Unlock()
+	log.G(ctx).WithFields(b.fields(next)).Debug("sandbox changed its state")
 	return nil
 }
 
-// guard turns a backend's panic into an error: the daemon must not die of it.
-func guard(operation, id string, f func() error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%s sandbox %s: the backend panicked: %v: %w", operation, id, r, errdefs.ErrInternal)
-		}
-	}()
-	return f()
+func (b *box) fields(state State) log.Fields {
+	return log.Fields{keySandbox: b.id, keyState: string(state)}
 }
+
+// save records the sandbox as it is.
+func (b *box) save(ctx context.Context) error {
+	defer b.write()()
+	state, _ := b.current()
+	if !state.recorded() {
+		return fmt.Errorf("save sandbox %s: it is %s: %w", b.id, state, errNotMade)
+	}
+	return b.record(ctx, state)
+}
+
+// finish notes how the sandbox ended. The first to say so is right. It is
+// recorded before it is told, unless it was stopped: then Stop is about to do
+// so.
+func (b *box) finish(ctx context.Context, e Exit) (first bool) {
+	if !b.note(e) {
+		return false
+	}
+	if state, _ := b.current(); state == Running {
+		if err := b.fall(ctx, Stopped); err != nil {
+			log.G(ctx).WithError(err).WithFields(b.fields(state)).Debug("sandbox ended while it was stopped")
+		}
+	}
+	close(b.done)
+	log.G(ctx).WithFields(b.fields(Stopped)).WithField(keyStatus, e.Status).Debug("sandbox ended")
+	return true
+}
+
+func (b *box) note(e Exit) (first bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return false
+	}
+	b.ended, b.exit = true, e
+	return true
+}
+
+// over says whether finish was called.
+func (b *box) over() bool {
+	select {
+	case <-b.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// interrupt has a Start give up, one that runs or that waits for its turn,
+// until the call that wants this has ended.
+func (b *box) interrupt() (end func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stops++
+	if b.cancel != nil {
+		b.cancel(errStopped)
+	}
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.stops--
+	}
+}
+
+// arm lets Stop and Shutdown cancel what begins now.
+func (b *box) arm(cancel context.CancelCauseFunc) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cancel = cancel
+	if cancel != nil && b.stops > 0 {
+		cancel(errStopped)
+	}
+}
+
+// errStopped is why a Start was canceled.
+var errStopped = fmt.Errorf("it was stopped while it started: %w", context.Canceled)
+
+func (b *box) path(file string) string { return filepath.Join(b.dir, file) }

@@ -36,6 +36,9 @@ var Boot = sync.OnceValue(func() string {
 
 // Write replaces the record at path with v.
 func Write(path string, v any) error {
+	if Boot() == "" {
+		return fmt.Errorf("write record %s: the boot has no id: is /proc mounted?: %w", path, errdefs.ErrUnavailable)
+	}
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode record %s: %w", path, err)
@@ -44,7 +47,7 @@ func Write(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode record %s: %w", path, err)
 	}
-	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
+	tmp := Temporary(path)
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("write record: %w", err), os.Remove(tmp))
 	}
@@ -52,6 +55,11 @@ func Write(path string, v any) error {
 		return fmt.Errorf("write record: %w", err)
 	}
 	return nil
+}
+
+// Temporary is what Write leaves of a record at path if it dies.
+func Temporary(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
 }
 
 // Read fills v from the record at path and says whether it was written during
@@ -66,15 +74,23 @@ func Read(path string, v any) (sameBoot bool, err error) {
 		return false, fmt.Errorf("read record: %w", err)
 	}
 	var e envelope
-	if err := json.Unmarshal(b, &e); err != nil {
-		return false, fmt.Errorf("record %s is damaged (%w): move it away to give its sandbox up: %w", path, err, errdefs.ErrDataLoss)
+	err = json.Unmarshal(b, &e)
+	if err == nil && (e.Version < 1 || e.Boot == "") {
+		err = errors.New("it has no version or no boot id")
+	}
+	if err != nil {
+		return false, damaged(path, err)
 	}
 	if e.Version > Version {
 		return false, fmt.Errorf("record %s has version %d, this release knows up to %d: start the newer release again: %w",
 			path, e.Version, Version, errdefs.ErrFailedPrecondition)
 	}
 	if err := json.Unmarshal(e.Data, v); err != nil {
-		return false, fmt.Errorf("record %s is damaged (%w): move it away to give its sandbox up: %w", path, err, errdefs.ErrDataLoss)
+		return false, damaged(path, err)
 	}
 	return e.Boot == Boot(), nil
+}
+
+func damaged(path string, err error) error {
+	return fmt.Errorf("record %s is damaged (%w): put a good one back, or move it away to give up what it describes: %w", path, err, errdefs.ErrDataLoss)
 }

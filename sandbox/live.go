@@ -1,0 +1,90 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task"
+)
+
+// Live is a sandbox as the task runtime has it. It stays valid when the sandbox
+// ends, and through its backend's panics.
+type Live struct{ box *box }
+
+// Get returns a sandbox for its containers' sake. Its errors are
+// errdefs.ErrNotFound for one that is not of this sandboxer, ErrUnavailable for
+// one whose recovery is under way, and ErrFailedPrecondition with the reason
+// for one that is quarantined. One that does not run is returned too: what is
+// left of its containers has to be released.
+func (c *Controller) Get(id string) (*Live, error) {
+	b, err := c.box(id)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch b.state {
+	case Recovering:
+		return nil, fmt.Errorf("sandbox %s is being recovered: try again: %w", id, errdefs.ErrUnavailable)
+	case Quarantined:
+		return nil, fmt.Errorf("sandbox %s is quarantined: %s: %w", id, b.reason, errdefs.ErrFailedPrecondition)
+	}
+	return &Live{b}, nil
+}
+
+// Running says whether the sandbox takes containers.
+func (l *Live) Running() bool {
+	state, _ := l.box.current()
+	return state == Running
+}
+
+// Done is closed when the sandbox has ended; Exit then says how.
+func (l *Live) Done() <-chan struct{} { return l.box.done }
+
+// Exit says how the sandbox ended.
+func (l *Live) Exit() Exit {
+	l.box.mu.Lock()
+	defer l.box.mu.Unlock()
+	return l.box.exit
+}
+
+// Dir is the sandbox's own directory.
+func (l *Live) Dir() string { return l.box.dir }
+
+// Agent is Sandbox.Agent.
+func (l *Live) Agent(ctx context.Context) (*task.Client, error) {
+	s, err := l.sandbox()
+	if err != nil {
+		return nil, err
+	}
+	return attempt(ctx, l.box.id, "reach agent", func() (*task.Client, error) { return s.Agent(ctx) })
+}
+
+// Prepare is Sandbox.Prepare. It is errdefs.ErrFailedPrecondition for a sandbox
+// that does not run.
+func (l *Live) Prepare(ctx context.Context, container *Container) (Bundle, error) {
+	state, s := l.box.current()
+	if state != Running {
+		return Bundle{}, fmt.Errorf("prepare container %s: sandbox %s is %s: %w", container.ID, l.box.id, state, errdefs.ErrFailedPrecondition)
+	}
+	return attempt(ctx, l.box.id, "prepare container", func() (Bundle, error) { return s.Prepare(ctx, container) })
+}
+
+// Release is Sandbox.Release.
+func (l *Live) Release(ctx context.Context, id string) error {
+	s, err := l.sandbox()
+	if err != nil {
+		return err
+	}
+	return try(ctx, l.box.id, "release container", func(ctx context.Context) error { return s.Release(ctx, id) })
+}
+
+func (l *Live) sandbox() (Sandbox, error) {
+	state, s := l.box.current()
+	if s == nil {
+		return nil, fmt.Errorf("sandbox %s is %s: %w", l.box.id, state, errdefs.ErrUnavailable)
+	}
+	return s, nil
+}
