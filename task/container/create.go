@@ -26,7 +26,10 @@ func (r *Runtime) Create(ctx context.Context, ref server.Ref, p server.Process) 
 	return r.create(ctx, ref, p, (*libcontainer.Container).Start)
 }
 
-func (r *Runtime) create(ctx context.Context, ref server.Ref, p server.Process, start func(*libcontainer.Container, *libcontainer.Process) error) (server.Started, error) {
+// starter is what libcontainer does with a process.
+type starter func(*libcontainer.Container, *libcontainer.Process) error
+
+func (r *Runtime) create(ctx context.Context, ref server.Ref, p server.Process, start starter) (server.Started, error) {
 	c, err := prepare(ref, p.Spec)
 	if err != nil {
 		return server.Started{}, fmt.Errorf("create container %s: %w", ref.ID, err)
@@ -79,7 +82,7 @@ func (r *Runtime) Exec(_ context.Context, ref server.Ref, p server.Process) (ser
 
 // launch starts one process. It is a child of ours; libcontainer waits for the
 // ones in between.
-func (r *Runtime) launch(c *libcontainer.Container, ref server.Ref, p server.Process, spec *specs.Process, start func(*libcontainer.Container, *libcontainer.Process) error) (_ server.Started, err error) {
+func (r *Runtime) launch(c *libcontainer.Container, ref server.Ref, p server.Process, spec *specs.Process, start starter) (_ server.Started, err error) {
 	lp, err := process(spec)
 	if err != nil {
 		return server.Started{}, err
