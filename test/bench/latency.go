@@ -8,8 +8,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
 // benchStart: one pod with one container after the other, host network and
@@ -138,42 +136,57 @@ func benchExec(ctx context.Context, b *bench) error {
 // dense is how many pods run while one more starts.
 const dense = 200
 
-// benchDense: does a start take longer on a full node? Ours against itself.
+// benchDense: does a start take longer on a full node? Each handler has a
+// daemon of its own; its pods are all of its kind.
 func benchDense(ctx context.Context, b *bench) error {
-	one := func() (time.Duration, error) {
-		p, took, err := b.start(ctx, shape{handler: bed.Runc})
-		if err != nil {
-			return 0, err
-		}
-		return took, b.remove(ctx, p)
-	}
-	var empty, full []time.Duration
-	for range b.n {
-		took, err := one()
-		if err != nil {
+	empty, full := map[string][]time.Duration{}, map[string][]time.Duration{}
+	for _, handler := range handlers {
+		err := b.fresh(ctx, func() (err error) {
+			empty[handler], full[handler], err = b.fill(ctx, handler)
 			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", handler, err)
 		}
-		empty = append(empty, took)
+	}
+	b.report.durations(fmt.Sprintf("start beside %d pods", dense), full, 0.6)
+	for _, handler := range handlers {
+		b.report.compare(fmt.Sprintf("%s: beside %d pods against none", handler, dense), "ms",
+			milliseconds(full[handler]), milliseconds(empty[handler]), 1.2)
+	}
+	return nil
+}
+
+// fill starts pods one after the other on an empty node and on a full one.
+func (b *bench) fill(ctx context.Context, handler string) (empty, full []time.Duration, err error) {
+	if empty, err = b.serial(ctx, handler); err != nil {
+		return nil, nil, err
 	}
 	var pods []*pod
 	for range dense / parallel {
-		more, _, err := b.startAll(ctx, bed.Runc, parallel)
+		more, _, err := b.startAll(ctx, handler, parallel)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		pods = append(pods, more...)
 	}
+	if full, err = b.serial(ctx, handler); err != nil {
+		return nil, nil, err
+	}
+	return empty, full, b.removeAll(ctx, pods)
+}
+
+func (b *bench) serial(ctx context.Context, handler string) ([]time.Duration, error) {
+	var samples []time.Duration
 	for range b.n {
-		took, err := one()
+		p, took, err := b.start(ctx, shape{handler: handler})
 		if err != nil {
-			return err
+			return nil, err
 		}
-		full = append(full, took)
+		samples = append(samples, took)
+		if err := b.remove(ctx, p); err != nil {
+			return nil, err
+		}
 	}
-	if err := b.removeAll(ctx, pods); err != nil {
-		return err
-	}
-	b.report.compare(fmt.Sprintf("start beside %d pods against an empty node", dense), "ms",
-		milliseconds(full), milliseconds(empty), 1.2)
-	return nil
+	return samples, nil
 }
