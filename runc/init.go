@@ -38,9 +38,8 @@ type making struct {
 	err  error
 }
 
-// shareTime bounds the start of an init that a container needs. It is not its
-// caller's alone, so the caller cannot cancel it.
-const shareTime = time.Minute
+// launchTime bounds the start of an init, which takes some 50 ms.
+const launchTime = time.Minute
 
 // share makes sure that the pod has an init. All callers of the time share one
 // start.
@@ -58,9 +57,8 @@ func (p *pod) share(ctx context.Context) error {
 		m = &making{done: make(chan struct{})}
 		p.making = m
 		go func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shareTime)
-			defer cancel()
-			m.err = p.launch(ctx, true)
+			// It is not its caller's alone.
+			m.err = p.launch(context.WithoutCancel(ctx), true)
 			p.mu.Lock()
 			p.making = nil
 			p.mu.Unlock()
@@ -77,8 +75,11 @@ func (p *pod) share(ctx context.Context) error {
 }
 
 // launch runs the init and pins its namespaces. Unless it is to stay it then
-// ends it.
-func (p *pod) launch(ctx context.Context, stay bool) (err error) {
+// ends it. A caller that gives up gets what was begun undone: the worker would
+// not notice, and go on making the container behind our back.
+func (p *pod) launch(caller context.Context, stay bool) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), launchTime)
+	defer cancel()
 	ctx = namespaces.WithNamespace(ctx, p.namespace)
 	program, err := p.backend.Worker.Program()
 	if err != nil {
@@ -94,7 +95,9 @@ func (p *pod) launch(ctx context.Context, stay bool) (err error) {
 	}
 	defer func() {
 		if err != nil || !stay {
-			err = errors.Join(err, p.discard(context.WithoutCancel(ctx)))
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+			defer cancel()
+			err = errors.Join(err, p.discard(ctx))
 		}
 	}()
 	opts, err := p.opts.task(nil, p.systemd)
@@ -110,6 +113,9 @@ func (p *pod) launch(ctx context.Context, stay bool) (err error) {
 		return fmt.Errorf("create init: %w", errgrpc.ToNative(err))
 	}
 	fpCreateInit.Hit()
+	if err := caller.Err(); err != nil {
+		return err
+	}
 	if stay {
 		made = append(made, specs.PIDNamespace)
 	}

@@ -123,12 +123,25 @@ func (p *pod) Stop(ctx context.Context) error {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
 	fpKilled.Hit()
+	if err := p.removeInit(ctx); err != nil {
+		return fmt.Errorf("stop pod %s: %w", p.id, err)
+	}
 	if err := errors.Join(host.Unpin(p.dir), host.RemoveFiles(p.dir)); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
 	fpUnpin.Hit()
 	p.end(sandbox.Exit{At: time.Now()})
 	return nil
+}
+
+// removeInit deletes the container that nobody but the pod knows of, so that
+// the client may remove the pod's cgroup.
+func (p *pod) removeInit(ctx context.Context) error {
+	ids, err := p.containers()
+	if err != nil || !slices.Contains(ids, p.id) {
+		return err
+	}
+	return p.remove(ctx, p.id)
 }
 
 // Delete implements sandbox.Sandbox.

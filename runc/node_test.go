@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,8 +33,8 @@ import (
 // patience bounds everything that a test waits for.
 const patience = 30 * time.Second
 
-// group is above all cgroups of these tests.
-const group = "/kuasar-runc-test"
+// group is above all cgroups of this run of the tests.
+var group = fmt.Sprintf("/kuasar-runc-test-%d", os.Getpid())
 
 // busybox is what the containers run.
 const busybox = "/bin/busybox"
@@ -119,10 +120,17 @@ func (n *node) boot() {
 
 // end kills the worker and finds what the tests left behind.
 func (n *node) end() {
-	pids := n.worker.Pids()
 	must(n, n.worker.Close())
-	if len(pids) > 0 {
-		n.kill(int(pids[0]))
+	// Whoever listens: a daemon that ends while it connects does not know yet.
+	if c, err := net.Dial("unix", filepath.Join(n.dir, "w", "agent.sock")); err == nil {
+		raw, err := c.(*net.UnixConn).SyscallConn()
+		must(n, err)
+		must(n, raw.Control(func(fd uintptr) {
+			cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			must(n, err)
+			n.kill(int(cred.Pid))
+		}))
+		c.Close()
 	}
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	must(n, err)

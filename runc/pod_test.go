@@ -121,6 +121,11 @@ func TestSharedProcesses(t *testing.T) {
 	if exit, err := b.Wait(ctx); err != nil || exit.Status != 137 {
 		t.Errorf("its init was killed: %+v, %v", exit, err)
 	}
+	late := command(b, true, "ps")
+	late.ID, late.Rootfs = "late", b.image()
+	if _, err := b.Prepare(ctx, late); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "init") {
+		t.Errorf("a container after that: %v", err)
+	}
 }
 
 // A container may want what its pod did not ask for.
@@ -164,6 +169,9 @@ func TestStopKillsEverything(t *testing.T) {
 			}
 			if _, err := b.Wait(ctx); err != nil {
 				t.Error(err)
+			}
+			if left, _ := filepath.Glob("/sys/fs/cgroup/*" + b.parent + "/" + b.id); len(left) > 0 {
+				t.Errorf("the init's cgroup is left: %q", left)
 			}
 			for _, group := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/pids"} {
 				b, err := os.ReadFile(group + b.parent + "/a/cgroup.procs")

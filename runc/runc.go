@@ -244,6 +244,22 @@ func (p *pod) end(e sandbox.Exit) {
 	}
 }
 
+// running is an error for a pod that takes no container any more.
+func (p *pod) running() error {
+	p.mu.Lock()
+	stop := p.stop
+	p.mu.Unlock()
+	if stop {
+		return fmt.Errorf("the pod stops: %w", errdefs.ErrFailedPrecondition)
+	}
+	select {
+	case <-p.over:
+		return fmt.Errorf("the pod's init has died: remove the pod: %w", errdefs.ErrFailedPrecondition)
+	default:
+		return nil
+	}
+}
+
 // Pid implements sandbox.Processer: the init, or else the worker.
 func (p *pod) Pid() uint32 {
 	return p.pids()[0]
@@ -291,11 +307,8 @@ func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle
 	if err != nil {
 		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: %w", c.ID, p.id, err)
 	}
-	p.mu.Lock()
-	stop := p.stop
-	p.mu.Unlock()
-	if stop {
-		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: the pod stops: %w", c.ID, p.id, errdefs.ErrFailedPrecondition)
+	if err := p.running(); err != nil {
+		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: %w", c.ID, p.id, err)
 	}
 	v := p.view()
 	if p.ns.PID != host.PIDHost && v.SharesPID(c.Spec) {

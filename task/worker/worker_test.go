@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,8 +25,8 @@ import (
 
 const patience = 20 * time.Second
 
-// group is the cgroup of all workers of these tests.
-const group = "/kuasar-worker-test"
+// group is the cgroup of all workers of this run of the tests.
+var group = fmt.Sprintf("/kuasar-worker-test-%d", os.Getpid())
 
 type bench struct {
 	*testing.T
