@@ -52,7 +52,7 @@ type Server struct {
 
 	mu         sync.Mutex
 	containers map[key]*container
-	reserved   map[key]struct{} // being created
+	reserved   map[key]chan struct{} // being created; closed when that has ended
 }
 
 // New makes a Server that answers once it is restored.
@@ -61,7 +61,7 @@ func New(cfg Config) *Server {
 		cfg:        cfg,
 		ready:      make(chan struct{}),
 		containers: map[key]*container{},
-		reserved:   map[key]struct{}{},
+		reserved:   map[key]chan struct{}{},
 	}
 }
 
@@ -97,19 +97,31 @@ func (s *Server) await(ctx context.Context) error {
 	}
 }
 
-// container finds the one that a call is about.
+// container finds the one that a call is about. For one that is being created
+// it waits: its creator may have died or given up, and who removes what that
+// left must not be told that there is nothing.
 func (s *Server) container(ctx context.Context, id string) (*container, error) {
 	ns, err := s.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.containers[key{ns, id}]
-	if c == nil {
-		return nil, fmt.Errorf("container %s is not created: %w", id, errdefs.ErrNotFound)
+	k := key{ns, id}
+	for {
+		s.mu.Lock()
+		c, creating := s.containers[k], s.reserved[k]
+		s.mu.Unlock()
+		switch {
+		case c != nil:
+			return c, nil
+		case creating == nil:
+			return nil, fmt.Errorf("container %s is not created: %w", id, errdefs.ErrNotFound)
+		}
+		select {
+		case <-creating:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("container %s is being created: %w", id, ctx.Err())
+		}
 	}
-	return c, nil
 }
 
 // process finds the one that a call is about.
@@ -130,17 +142,21 @@ func (s *Server) reserve(k key) error {
 	if r || c {
 		return fmt.Errorf("container %s: %w", k.id, errdefs.ErrAlreadyExists)
 	}
-	s.reserved[k] = struct{}{}
+	s.reserved[k] = make(chan struct{})
 	return nil
 }
 
-// settle ends the reservation, with c in the table if that is not nil.
+// settle ends the reservation, if there is one, with c in the table if that is
+// not nil.
 func (s *Server) settle(k key, c *container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.reserved, k)
 	if c != nil {
 		s.containers[k] = c
+	}
+	if creating := s.reserved[k]; creating != nil {
+		close(creating)
+		delete(s.reserved, k)
 	}
 }
 

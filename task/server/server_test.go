@@ -231,6 +231,41 @@ func TestReadersAnswerWhileACallHangs(t *testing.T) {
 	}
 }
 
+// Who creates a container may die or give up meanwhile. Whoever then removes it
+// must not be told that there is none.
+func TestDeleteWaitsForCreate(t *testing.T) {
+	r := newRig(t).restore(nil)
+	hang := make(chan struct{})
+	r.runtime.hang["create"] = hang
+	bundle := r.bundle(false)
+	created := make(chan error)
+	go func() {
+		_, err := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: "c"})
+		created <- err
+	}()
+	<-r.runtime.told
+	ctx, cancel := context.WithCancel(r.ctx)
+	cancel()
+	if _, err := r.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}); err == nil || errdefs.IsNotFound(err) {
+		t.Errorf("delete that does not wait: %v", err)
+	}
+	deleted := make(chan error)
+	go func() {
+		_, err := r.Delete(r.ctx, &taskapi.DeleteRequest{ID: "c"})
+		deleted <- err
+	}()
+	close(hang)
+	if err := <-created; err != nil {
+		t.Error(err)
+	}
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+	if r.files() != 0 || len(r.containers) != 0 {
+		t.Errorf("left: %d files, %d containers", r.files(), len(r.containers))
+	}
+}
+
 func TestDeleteCanBeRepeated(t *testing.T) {
 	r := newRig(t).restore(nil)
 	r.create("c", "")
