@@ -77,8 +77,8 @@ func decode(t *testing.T, a typeurl.Any) *specs.Spec {
 
 func TestFailedStartLeavesNothing(t *testing.T) {
 	for name, break_ := range map[string]func(f *fixture){
-		"error": func(f *fixture) { f.memory.OnStart = fail },
-		"panic": func(f *fixture) { f.memory.OnStart = func(context.Context) error { panic("injected") } },
+		"error":                         func(f *fixture) { f.memory.OnStart = fail },
+		"panic":                         func(f *fixture) { f.memory.OnStart = func(context.Context) error { panic("injected") } },
 		"no room to say that it starts": func(f *fixture) { f.jam("one") },
 		"no room to say that it runs": func(f *fixture) {
 			f.memory.OnStart = func(context.Context) error { f.jam("one"); return nil }
