@@ -168,6 +168,30 @@ func TestUnreadBytesAreNotRetainedTwice(t *testing.T) {
 	}
 }
 
+// With nobody to read it, output is in three places: kept, in the FIFO and in
+// the source.
+func TestFinish(t *testing.T) {
+	p := newPipe(t, newRelay(t))
+	var want strings.Builder
+	for i := range 6000 {
+		fmt.Fprintf(&want, "line %d of an output that no pipe holds whole\n", i)
+	}
+	if _, err := unix.FcntlInt(p.writer.Fd(), unix.F_SETPIPE_SZ, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.writer.WriteString(want.String()); err != nil {
+		t.Fatal(err)
+	}
+	p.writer.Close()
+	for range 2 {
+		got, complete, err := p.Finish()
+		if err != nil || !complete || string(got) != want.String() {
+			t.Fatalf("got %d bytes of %d, complete %v, error %v", len(got), want.Len(), complete, err)
+		}
+	}
+	wait(t, p.Stream)
+}
+
 // Bytes that wait in the source because the FIFO is full are kept already, but
 // they are not lost and so not retained.
 func TestFullSink(t *testing.T) {

@@ -26,6 +26,7 @@ type Stream struct {
 	keptR, keptW int // descriptors of the pipe of what was kept, -1 once closed
 	ahead        int // bytes kept but still in source, as sink was full
 	forgot       bool
+	final        []byte // what Finish returned
 }
 
 func newStream(source, sink *os.File, null int) (*Stream, error) {
@@ -197,16 +198,51 @@ func (s *Stream) Retained() (data []byte, complete bool, err error) {
 	return all[:max(len(all)-waiting-s.ahead, 0)], !s.forgot, nil
 }
 
+// Finish ends a stream whose source has no writer any more, and returns what
+// Retained would with all that comes after it: what is in the FIFO, which
+// loses it, and what did not get there. It can be repeated.
+func (s *Stream) Finish() (data []byte, complete bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keptR < 0 || s.final != nil {
+		return s.final, !s.forgot, nil
+	}
+	data, err = s.take()
+	if err != nil {
+		return nil, false, fmt.Errorf("read what was kept of %s: %w", s.name, err)
+	}
+	if s.source >= 0 {
+		rest, err := drain(s.source)
+		if err != nil {
+			return nil, false, fmt.Errorf("read what is on its way to %s: %w", s.name, err)
+		}
+		data = append(data, rest[min(s.ahead, len(rest)):]...)
+	}
+	s.final = data
+	s.finish()
+	return s.final, !s.forgot, nil
+}
+
 // take empties the pipe of what was kept.
-func (s *Stream) take() ([]byte, error) {
-	buf, n := make([]byte, keepPipe), 0
+func (s *Stream) take() ([]byte, error) { return drain(s.keptR) }
+
+// drain reads all that is in a pipe now.
+func drain(pipe int) ([]byte, error) {
+	fill, err := unix.IoctlGetInt(pipe, fionread)
+	if err != nil {
+		return nil, err
+	}
+	buf, n := make([]byte, fill), 0
 	for n < len(buf) {
-		m, err := unix.Read(s.keptR, buf[n:])
+		m, err := unix.Read(pipe, buf[n:])
 		if errors.Is(err, unix.EAGAIN) {
 			break
 		}
 		if err != nil {
 			return nil, err
+		}
+		if m == 0 {
+			break
 		}
 		n += m
 	}

@@ -84,7 +84,13 @@ func (p *process) Retained() (stdout, stderr *api.Output, err error) {
 		if e.stream == nil {
 			continue
 		}
-		data, complete, err := e.stream.Retained()
+		// Nobody reads the FIFO of an ended process to its end: CRI, when it
+		// starts, opens and closes it.
+		retained := e.stream.Retained
+		if p.exited {
+			retained = e.stream.Finish
+		}
+		data, complete, err := retained()
 		if err != nil {
 			return nil, nil, err
 		}
