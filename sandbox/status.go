@@ -18,7 +18,7 @@ import (
 // Keys of a verbose status.
 const (
 	infoKey   = "info"   // what crictl and the CRI plugin read
-	reasonKey = "reason" // why a sandbox is quarantined
+	reasonKey = "reason" // why a sandbox is quarantined, or why there is no more
 )
 
 // Status answers at any time, also while the sandbox starts.
@@ -42,10 +42,10 @@ func (c *Controller) Status(ctx context.Context, id string, verbose bool) (core.
 		return status, nil
 	}
 	info, err := b.describe(ctx, state)
-	if err != nil && reason == "" {
-		return core.ControllerStatus{}, fmt.Errorf("describe sandbox %s: %w", id, err)
-	}
 	status.Info = map[string]string{infoKey: string(info)}
+	if reason == "" && err != nil {
+		reason = err.Error()
+	}
 	if reason != "" {
 		status.Info[reasonKey] = reason
 	}

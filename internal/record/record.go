@@ -74,16 +74,15 @@ func Read(path string, v any) (sameBoot bool, err error) {
 		return false, fmt.Errorf("read record: %w", err)
 	}
 	var e envelope
-	err = json.Unmarshal(b, &e)
-	if err == nil && (e.Version < 1 || e.Boot == "") {
-		err = errors.New("it has no version or no boot id")
-	}
-	if err != nil {
+	if err := json.Unmarshal(b, &e); err != nil {
 		return false, damaged(path, err)
 	}
 	if e.Version > Version {
 		return false, fmt.Errorf("record %s has version %d, this release knows up to %d: start the newer release again: %w",
 			path, e.Version, Version, errdefs.ErrFailedPrecondition)
+	}
+	if e.Version < 1 || e.Boot == "" {
+		return false, damaged(path, errors.New("it has no version or no boot id"))
 	}
 	if err := json.Unmarshal(e.Data, v); err != nil {
 		return false, damaged(path, err)

@@ -2,6 +2,7 @@ package host
 
 import (
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -181,4 +182,26 @@ func TestSysctlsAreSortedByNamespace(t *testing.T) {
 			t.Errorf("%s is not alone in its namespace: %q", name, keys)
 		}
 	}
+}
+
+// Whatever a pod calls its sysctls, only those of its namespaces are written.
+func FuzzSysctls(f *testing.F) {
+	for _, name := range []string{"net.core.somaxconn", "kernel.sem", "fs.mqueue.msg_max", "net/ipv4/conf/eno2.100/rp_filter", "net.//.//.kernel.core_pattern", "net/../kernel/core_pattern"} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		s, err := Namespaces{Net: netns, IPC: true, UTS: true}.sysctls(map[string]string{name: "1"}, Defaults{})
+		if err != nil {
+			return
+		}
+		for key := range s.All() {
+			path := filepath.Join("/proc/sys", swap(key))
+			switch {
+			case strings.HasPrefix(path, "/proc/sys/net/"), strings.HasPrefix(path, "/proc/sys/fs/mqueue/"):
+			case filepath.Dir(path) == "/proc/sys/kernel" && (ipcSysctls[key] || key == "kernel.domainname"):
+			default:
+				t.Errorf("%q writes %s", name, path)
+			}
+		}
+	})
 }
