@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 
@@ -23,18 +25,34 @@ type Registration struct {
 	// Backend makes the backend. dir is a directory of the state file system
 	// that all our plugins share (see Dir). An error of class
 	// errdefs.ErrUnavailable says that this node lacks something the backend
-	// needs: the plugin is then skipped, and containerd goes on without it.
+	// needs, which is nothing to worry about.
 	Backend func(ic *plugin.InitContext, dir string) (sandbox.Backend, error)
 }
 
-// Register makes r a plugin of containerd.
+// Register makes r a plugin of containerd. Its instance is a
+// *sandbox.Controller.
+//
+// A sandboxer that cannot be had is skipped, whatever the reason: containerd's
+// CRI plugin does not start if one that it requires has failed, and the node
+// would lose all of its pods for the sake of one kind. Its own pods are then in
+// the state Unknown, and nothing is done to them.
 func Register(r Registration) {
 	registry.Register(&plugin.Registration{
 		Type:     plugins.SandboxControllerPlugin,
 		ID:       r.Name,
 		Requires: append([]plugin.Type{plugins.EventPlugin, plugins.SandboxStorePlugin}, r.Requires...),
 		Config:   r.Config,
-		InitFn:   r.init,
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			c, err := r.open(ic)
+			if err == nil {
+				return c, nil
+			}
+			if !errdefs.IsUnavailable(err) {
+				// containerd says no more than that it skips it.
+				log.G(ic.Context).WithError(err).Error("sandboxer does not start and is left out")
+			}
+			return nil, errors.Join(err, plugin.ErrSkipPlugin)
+		},
 	})
 }
 
@@ -45,12 +63,13 @@ func Dir(ic *plugin.InitContext) string {
 	return filepath.Join(filepath.Dir(ic.Properties[plugins.PropertyStateDir]), "kuasar")
 }
 
-func (r Registration) init(ic *plugin.InitContext) (any, error) {
+func (r Registration) open(ic *plugin.InitContext) (*sandbox.Controller, error) {
+	publisher, err := ic.GetSingle(plugins.EventPlugin)
+	if err != nil {
+		return nil, fmt.Errorf("sandboxer %s: %w", r.Name, err)
+	}
 	dir := Dir(ic)
 	backend, err := r.Backend(ic, dir)
-	if errdefs.IsUnavailable(err) {
-		return nil, fmt.Errorf("sandboxer %s: %w", r.Name, errors.Join(err, plugin.ErrSkipPlugin))
-	}
 	if err != nil {
 		return nil, fmt.Errorf("sandboxer %s: %w", r.Name, err)
 	}
@@ -58,5 +77,6 @@ func (r Registration) init(ic *plugin.InitContext) (any, error) {
 		Name:    r.Name,
 		Dir:     filepath.Join(dir, r.Name),
 		Backend: backend,
+		Events:  publisher.(events.Publisher),
 	})
 }
