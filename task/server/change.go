@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 var (
@@ -45,8 +45,8 @@ func missing(c *container, what operation) error {
 }
 
 // Pause stops all processes of a container until Resume.
-func (s *Server) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
-	return s.change(ctx, r.ID, opPause, func(p *process) error {
+func (s *Server) Pause(ctx context.Context, r *wire.PauseRequest) (*emptypb.Empty, error) {
+	return s.change(ctx, r.Id, opPause, func(p *process) error {
 		pauser, ok := p.c.runtime.(Pauser)
 		if !ok {
 			return missing(p.c, opPause)
@@ -68,8 +68,8 @@ func (s *Server) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.E
 }
 
 // Resume undoes Pause.
-func (s *Server) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
-	return s.change(ctx, r.ID, opResume, func(p *process) error {
+func (s *Server) Resume(ctx context.Context, r *wire.ResumeRequest) (*emptypb.Empty, error) {
+	return s.change(ctx, r.Id, opResume, func(p *process) error {
 		pauser, ok := p.c.runtime.(Pauser)
 		if !ok {
 			return missing(p.c, opResume)
@@ -88,8 +88,8 @@ func (s *Server) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb
 
 // Update changes a container's resources; r.Resources is the JSON of the
 // spec's linux.resources.
-func (s *Server) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
-	return s.change(ctx, r.ID, opUpdate, func(p *process) error {
+func (s *Server) Update(ctx context.Context, r *wire.UpdateTaskRequest) (*emptypb.Empty, error) {
+	return s.change(ctx, r.Id, opUpdate, func(p *process) error {
 		updater, ok := p.c.runtime.(Updater)
 		if !ok {
 			return missing(p.c, opUpdate)
@@ -103,8 +103,8 @@ func (s *Server) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emp
 }
 
 // Checkpoint saves a container to r.Path.
-func (s *Server) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	return s.change(ctx, r.ID, opCheckpoint, func(p *process) error {
+func (s *Server) Checkpoint(ctx context.Context, r *wire.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return s.change(ctx, r.Id, opCheckpoint, func(p *process) error {
 		checkpointer, ok := p.c.runtime.(Checkpointer)
 		if !ok {
 			return missing(p.c, opCheckpoint)

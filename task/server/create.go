@@ -6,7 +6,6 @@ import (
 	"os"
 	"time"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -14,6 +13,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 var (
@@ -27,7 +27,7 @@ const warm = 50 * time.Millisecond
 
 // Create makes a container from its bundle. Its rootfs is mounted by whoever
 // made the bundle: r.Rootfs must be empty.
-func (s *Server) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+func (s *Server) Create(ctx context.Context, r *wire.CreateTaskRequest) (*wire.CreateTaskResponse, error) {
 	cgroup.Warm(warm)
 	ns, err := s.enter(ctx)
 	if err != nil {
@@ -35,7 +35,7 @@ func (s *Server) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*tas
 	}
 	c, spec, err := s.plan(ns, r)
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
+		return nil, fmt.Errorf("create container %s: %w", r.Id, err)
 	}
 	if err := s.reserve(c.key); err != nil {
 		return nil, err
@@ -45,14 +45,14 @@ func (s *Server) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*tas
 		return nil, err
 	}
 	s.settle(c.key, c)
-	return &taskapi.CreateTaskResponse{Pid: uint32(c.init.get().Pid)}, nil
+	return &wire.CreateTaskResponse{Pid: uint32(c.init.get().Pid)}, nil
 }
 
 // plan checks the request and makes the container in memory only.
-func (s *Server) plan(ns string, r *taskapi.CreateTaskRequest) (*container, *specs.Spec, error) {
+func (s *Server) plan(ns string, r *wire.CreateTaskRequest) (*container, *specs.Spec, error) {
 	switch {
-	case !valid(r.ID):
-		return nil, nil, fmt.Errorf("id %q: %w", r.ID, errdefs.ErrInvalidArgument)
+	case !valid(r.Id):
+		return nil, nil, fmt.Errorf("id %q: %w", r.Id, errdefs.ErrInvalidArgument)
 	case len(r.Rootfs) > 0:
 		return nil, nil, fmt.Errorf("rootfs mounts are made before by whoever made the bundle: %w", errdefs.ErrInvalidArgument)
 	case r.ParentCheckpoint != "":
@@ -78,7 +78,7 @@ func (s *Server) plan(ns string, r *taskapi.CreateTaskRequest) (*container, *spe
 	}
 	v.SharedPID = sharesPID(spec)
 	v.Retain = spec.Annotations[api.RetainOutput] == "true"
-	return newContainer(s.cfg.Dir, key{ns, r.ID}, runtime, v), spec, nil
+	return newContainer(s.cfg.Dir, key{ns, r.Id}, runtime, v), spec, nil
 }
 
 func (s *Server) runtime(url string) (Runtime, error) {

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"os"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 var (
@@ -22,8 +22,8 @@ var (
 // Delete removes a container with all that is known of it, or an exec. A
 // container that was never started is killed first. If it fails it can be
 // called again.
-func (s *Server) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	p, err := s.process(ctx, r.ID, r.ExecID)
+func (s *Server) Delete(ctx context.Context, r *wire.DeleteRequest) (*wire.DeleteResponse, error) {
+	p, err := s.process(ctx, r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,7 @@ func (s *Server) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi
 		return nil, err
 	}
 	v := p.get()
-	resp := &taskapi.DeleteResponse{Pid: uint32(v.Pid)}
+	resp := &wire.DeleteResponse{Pid: uint32(v.Pid)}
 	if v.Exit != nil {
 		resp.ExitStatus, resp.ExitedAt = v.Exit.Status, timestamppb.New(v.Exit.At)
 	}

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -22,6 +21,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 const deadline = 10 * time.Second
@@ -306,7 +306,7 @@ func (r *rig) bundle(shared bool) string {
 
 func (r *rig) create(id, options string) {
 	r.Helper()
-	req := &taskapi.CreateTaskRequest{ID: id, Bundle: r.bundle(false), Stdout: id}
+	req := &wire.CreateTaskRequest{Id: id, Bundle: r.bundle(false), Stdout: id}
 	if options != "" {
 		req.Options = &anypb.Any{TypeUrl: options}
 	}
@@ -317,21 +317,21 @@ func (r *rig) create(id, options string) {
 
 func (r *rig) start(id, exec string) {
 	r.Helper()
-	if _, err := r.Start(r.ctx, &taskapi.StartRequest{ID: id, ExecID: exec}); err != nil {
+	if _, err := r.Start(r.ctx, &wire.StartRequest{Id: id, ExecId: exec}); err != nil {
 		r.Fatal(err)
 	}
 }
 
 func (r *rig) exec(id, exec string) {
 	r.Helper()
-	if _, err := r.Exec(r.ctx, &taskapi.ExecProcessRequest{ID: id, ExecID: exec, Stdout: exec, Spec: &anypb.Any{Value: []byte("{}")}}); err != nil {
+	if _, err := r.Exec(r.ctx, &wire.ExecProcessRequest{Id: id, ExecId: exec, Stdout: exec, Spec: &anypb.Any{Value: []byte("{}")}}); err != nil {
 		r.Fatal(err)
 	}
 }
 
 func (r *rig) wait(id, exec string) uint32 {
 	r.Helper()
-	w, err := r.Wait(r.ctx, &taskapi.WaitRequest{ID: id, ExecID: exec})
+	w, err := r.Wait(r.ctx, &wire.WaitRequest{Id: id, ExecId: exec})
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"os"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 // maxSignal is SIGRTMAX of signal(7).
@@ -21,8 +21,8 @@ const maxSignal = 64
 // SIGKILL for the first process ends them all, whatever pid namespace they
 // live in, as with runc. To kill all of a container that has exited is no
 // error: nothing is left of it.
-func (s *Server) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
-	p, err := s.process(ctx, r.ID, r.ExecID)
+func (s *Server) Kill(ctx context.Context, r *wire.KillRequest) (*emptypb.Empty, error) {
+	p, err := s.process(ctx, r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
@@ -15,11 +14,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/stats"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 // State of a process.
-func (s *Server) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
-	p, err := s.process(ctx, r.ID, r.ExecID)
+func (s *Server) State(ctx context.Context, r *wire.StateRequest) (*wire.StateResponse, error) {
+	p, err := s.process(ctx, r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -28,14 +28,14 @@ func (s *Server) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.S
 	if st == running && (first.Status == pausing || first.Status == paused) {
 		st = first.Status // an exec is paused with its container
 	}
-	id := r.ID
+	id := r.Id
 	if p.exec != "" {
 		id = p.exec
 	}
-	resp := &taskapi.StateResponse{
-		ID: id, Bundle: first.Bundle, Pid: uint32(v.Pid), Status: st.task(),
+	resp := &wire.StateResponse{
+		Id: id, Bundle: first.Bundle, Pid: uint32(v.Pid), Status: st.task(),
 		Stdin: v.Stdin, Stdout: v.Stdout, Stderr: v.Stderr, Terminal: v.Terminal,
-		ExecID: p.exec,
+		ExecId: p.exec,
 	}
 	if v.Exit != nil {
 		resp.ExitStatus, resp.ExitedAt = v.Exit.Status, timestamppb.New(v.Exit.At)
@@ -45,8 +45,8 @@ func (s *Server) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.S
 
 // Wait blocks until the process exited. A process deleted meanwhile that never
 // ran is errdefs.ErrNotFound.
-func (s *Server) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
-	p, err := s.process(ctx, r.ID, r.ExecID)
+func (s *Server) Wait(ctx context.Context, r *wire.WaitRequest) (*wire.WaitResponse, error) {
+	p, err := s.process(ctx, r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -57,12 +57,12 @@ func (s *Server) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wai
 	if e == nil {
 		return nil, fmt.Errorf("%s was deleted: %w", p, errdefs.ErrNotFound)
 	}
-	return &taskapi.WaitResponse{ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At)}, nil
+	return &wire.WaitResponse{ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At)}, nil
 }
 
 // Pids lists all processes of a container; those of execs carry their id.
-func (s *Server) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
-	c, err := s.container(ctx, r.ID)
+func (s *Server) Pids(ctx context.Context, r *wire.PidsRequest) (*wire.PidsResponse, error) {
+	c, err := s.container(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (s *Server) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.Pid
 		pids = []int{v.Pid}
 	}
 	execs := c.pids()
-	resp := &taskapi.PidsResponse{}
+	resp := &wire.PidsResponse{}
 	for _, pid := range pids {
 		info := &tasktypes.ProcessInfo{Pid: uint32(pid)}
 		if exec := execs[pid]; exec != "" {
@@ -102,8 +102,8 @@ func (c *container) pids() map[int]string {
 }
 
 // Stats of a container's cgroup, also after it exited and until Delete.
-func (s *Server) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
-	c, err := s.container(ctx, r.ID)
+func (s *Server) Stats(ctx context.Context, r *wire.StatsRequest) (*wire.StatsResponse, error) {
+	c, err := s.container(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -119,20 +119,20 @@ func (s *Server) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.S
 	if err != nil {
 		return nil, fmt.Errorf("stats of container %s: %w", c.id, err)
 	}
-	return &taskapi.StatsResponse{Stats: typeurl.MarshalProto(m)}, nil
+	return &wire.StatsResponse{Stats: typeurl.MarshalProto(m)}, nil
 }
 
 // Connect names the processes behind a container.
-func (s *Server) Connect(ctx context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
-	c, err := s.container(ctx, r.ID)
+func (s *Server) Connect(ctx context.Context, r *wire.ConnectRequest) (*wire.ConnectResponse, error) {
+	c, err := s.container(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}
-	return &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid()), TaskPid: uint32(c.init.get().Pid)}, nil
+	return &wire.ConnectResponse{ShimPid: uint32(os.Getpid()), TaskPid: uint32(c.init.get().Pid)}, nil
 }
 
 // Shutdown does nothing: it is meant for an agent of one container.
-func (s *Server) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+func (s *Server) Shutdown(context.Context, *wire.ShutdownRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, nil
 }
 

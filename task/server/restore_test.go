@@ -7,13 +7,13 @@ import (
 	"strings"
 	"testing"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/task/hold"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 // put writes the record of a former agent's process.
@@ -95,7 +95,7 @@ func TestRestore(t *testing.T) {
 		}
 	}
 	for _, id := range []string{"begun", "empty", "restoring"} {
-		if _, err := r.State(r.ctx, &taskapi.StateRequest{ID: id}); !errdefs.IsNotFound(err) {
+		if _, err := r.State(r.ctx, &wire.StateRequest{Id: id}); !errdefs.IsNotFound(err) {
 			t.Errorf("%s: %v", id, err)
 		}
 		if _, err := os.Stat(filepath.Join(r.cfg.Dir, "ns", id)); !os.IsNotExist(err) {
@@ -156,7 +156,7 @@ func TestRestoreLeavesAloneWhatItCannotRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.restore(held)
-			if _, err := r.State(r.ctx, &taskapi.StateRequest{ID: "c"}); !errdefs.IsNotFound(err) {
+			if _, err := r.State(r.ctx, &wire.StateRequest{Id: "c"}); !errdefs.IsNotFound(err) {
 				t.Errorf("state: %v", err)
 			}
 			if r.holder.count() != 1 {
@@ -171,7 +171,7 @@ func TestRestoreLeavesAloneWhatItCannotRead(t *testing.T) {
 			if name == "runtime" {
 				return
 			}
-			_, err = r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: r.bundle(false)})
+			_, err = r.Create(r.ctx, &wire.CreateTaskRequest{Id: "c", Bundle: r.bundle(false)})
 			if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "move it away") {
 				t.Errorf("create: %v", err)
 			}

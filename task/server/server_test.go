@@ -7,18 +7,18 @@ import (
 	"strings"
 	"testing"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 func (r *rig) status(id, exec string) tasktypes.Status {
 	r.Helper()
-	s, err := r.State(r.ctx, &taskapi.StateRequest{ID: id, ExecID: exec})
+	s, err := r.State(r.ctx, &wire.StateRequest{Id: id, ExecId: exec})
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestLifeLeavesNothing(t *testing.T) {
 	if e := r.next(events); e.GetExit().GetExit().GetStatus() != 5 {
 		t.Errorf("second event: %v", e)
 	}
-	if _, err := r.Delete(r.ctx, &taskapi.DeleteRequest{ID: "c"}); err != nil {
+	if _, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: "c"}); err != nil {
 		t.Fatal(err)
 	}
 	if r.files() != 0 || r.stdio.left() != 0 || r.holder.count() != 0 || len(r.containers) != 0 {
@@ -76,7 +76,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t).restore(nil)
 			spoil(r)
-			req := &taskapi.CreateTaskRequest{ID: "c", Bundle: r.bundle(false)}
+			req := &wire.CreateTaskRequest{Id: "c", Bundle: r.bundle(false)}
 			if _, err := r.Create(r.ctx, req); err == nil || !strings.Contains(err.Error(), errFake.Error()) {
 				t.Errorf("got %v", err)
 			}
@@ -97,7 +97,7 @@ func TestAdoptFails(t *testing.T) {
 	r.runtime.hang["create"] = hang
 	done := make(chan error)
 	go func() {
-		_, err := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: r.bundle(false)})
+		_, err := r.Create(r.ctx, &wire.CreateTaskRequest{Id: "c", Bundle: r.bundle(false)})
 		done <- err
 	}()
 	<-r.runtime.told
@@ -117,7 +117,7 @@ func TestFailedStartCanBeRepeated(t *testing.T) {
 	r := newRig(t).restore(nil)
 	r.create("c", "")
 	r.runtime.fail["start"] = errFake
-	if _, err := r.Start(r.ctx, &taskapi.StartRequest{ID: "c"}); err == nil {
+	if _, err := r.Start(r.ctx, &wire.StartRequest{Id: "c"}); err == nil {
 		t.Error("started")
 	}
 	if got := r.status("c", ""); got != tasktypes.Status_CREATED {
@@ -133,7 +133,7 @@ func TestFailedExecIsStopped(t *testing.T) {
 	r.start("c", "")
 	r.exec("c", "e")
 	r.runtime.fail["exec"] = errFake
-	if _, err := r.Start(r.ctx, &taskapi.StartRequest{ID: "c", ExecID: "e"}); err == nil {
+	if _, err := r.Start(r.ctx, &wire.StartRequest{Id: "c", ExecId: "e"}); err == nil {
 		t.Error("started")
 	}
 	if got := r.status("c", "e"); got != tasktypes.Status_STOPPED {
@@ -183,7 +183,7 @@ func TestExecsOutputHoldsUpContainersExit(t *testing.T) {
 
 func TestSharedNamespaceIsKilled(t *testing.T) {
 	r := newRig(t).restore(nil)
-	if _, err := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: r.bundle(true)}); err != nil {
+	if _, err := r.Create(r.ctx, &wire.CreateTaskRequest{Id: "c", Bundle: r.bundle(true)}); err != nil {
 		t.Fatal(err)
 	}
 	r.start("c", "")
@@ -207,7 +207,7 @@ func TestReadersAnswerWhileACallHangs(t *testing.T) {
 	r.runtime.hang["start"] = hang
 	done := make(chan error)
 	go func() {
-		_, err := r.Start(r.ctx, &taskapi.StartRequest{ID: "c"})
+		_, err := r.Start(r.ctx, &wire.StartRequest{Id: "c"})
 		done <- err
 	}()
 	<-r.runtime.told
@@ -216,10 +216,10 @@ func TestReadersAnswerWhileACallHangs(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
 	cancel()
-	if _, err := r.Start(ctx, &taskapi.StartRequest{ID: "c"}); err == nil || !strings.Contains(err.Error(), "under way") {
+	if _, err := r.Start(ctx, &wire.StartRequest{Id: "c"}); err == nil || !strings.Contains(err.Error(), "under way") {
 		t.Errorf("second start: %v", err)
 	}
-	if _, err := r.Kill(r.ctx, &taskapi.KillRequest{ID: "c", Signal: 9}); err != nil {
+	if _, err := r.Kill(r.ctx, &wire.KillRequest{Id: "c", Signal: 9}); err != nil {
 		t.Error(err)
 	}
 	close(hang)
@@ -240,18 +240,18 @@ func TestDeleteWaitsForCreate(t *testing.T) {
 	bundle := r.bundle(false)
 	created := make(chan error)
 	go func() {
-		_, err := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: "c"})
+		_, err := r.Create(r.ctx, &wire.CreateTaskRequest{Id: "c", Bundle: bundle, Stdout: "c"})
 		created <- err
 	}()
 	<-r.runtime.told
 	ctx, cancel := context.WithCancel(r.ctx)
 	cancel()
-	if _, err := r.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}); err == nil || errdefs.IsNotFound(err) {
+	if _, err := r.Delete(ctx, &wire.DeleteRequest{Id: "c"}); err == nil || errdefs.IsNotFound(err) {
 		t.Errorf("delete that does not wait: %v", err)
 	}
 	deleted := make(chan error)
 	go func() {
-		_, err := r.Delete(r.ctx, &taskapi.DeleteRequest{ID: "c"})
+		_, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: "c"})
 		deleted <- err
 	}()
 	close(hang)
@@ -273,11 +273,11 @@ func TestDeleteCanBeRepeated(t *testing.T) {
 	r.runtime.exit("c", 0, 7)
 	r.wait("c", "")
 	r.runtime.fail["delete"] = errFake
-	if _, err := r.Delete(r.ctx, &taskapi.DeleteRequest{ID: "c"}); err == nil {
+	if _, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: "c"}); err == nil {
 		t.Error("deleted")
 	}
 	delete(r.runtime.fail, "delete")
-	d, err := r.Delete(r.ctx, &taskapi.DeleteRequest{ID: "c"})
+	d, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: "c"})
 	if err != nil || d.ExitStatus != 7 {
 		t.Errorf("%v, %v", d, err)
 	}
@@ -299,13 +299,13 @@ func TestWaitEndsWithDelete(t *testing.T) {
 		}
 		waits <- err
 	}()
-	if _, err := r.Delete(r.ctx, &taskapi.DeleteRequest{ID: "c", ExecID: "e"}); err != nil {
+	if _, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: "c", ExecId: "e"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-waits; err != nil {
 		t.Error(err)
 	}
-	if _, err := r.State(r.ctx, &taskapi.StateRequest{ID: "c", ExecID: "e"}); !errdefs.IsNotFound(err) {
+	if _, err := r.State(r.ctx, &wire.StateRequest{Id: "c", ExecId: "e"}); !errdefs.IsNotFound(err) {
 		t.Errorf("state: %v", err)
 	}
 }
@@ -315,18 +315,18 @@ func TestPauseFails(t *testing.T) {
 	r.create("c", "full")
 	r.start("c", "")
 	r.runtime.fail["pause"] = errFake
-	if _, err := r.Pause(r.ctx, &taskapi.PauseRequest{ID: "c"}); err == nil {
+	if _, err := r.Pause(r.ctx, &wire.PauseRequest{Id: "c"}); err == nil {
 		t.Error("paused")
 	}
 	if got := r.status("c", ""); got != tasktypes.Status_RUNNING {
 		t.Errorf("after the failure: %v", got)
 	}
 	delete(r.runtime.fail, "pause")
-	if _, err := r.Pause(r.ctx, &taskapi.PauseRequest{ID: "c"}); err != nil {
+	if _, err := r.Pause(r.ctx, &wire.PauseRequest{Id: "c"}); err != nil {
 		t.Fatal(err)
 	}
 	r.runtime.fail["resume"] = errFake
-	if _, err := r.Resume(r.ctx, &taskapi.ResumeRequest{ID: "c"}); err == nil {
+	if _, err := r.Resume(r.ctx, &wire.ResumeRequest{Id: "c"}); err == nil {
 		t.Error("resumed")
 	}
 	if got := r.status("c", ""); got != tasktypes.Status_PAUSED {
@@ -344,7 +344,7 @@ func TestPausingIsSeen(t *testing.T) {
 	r.runtime.hang["pause"] = hang
 	done := make(chan error)
 	go func() {
-		_, err := r.Pause(r.ctx, &taskapi.PauseRequest{ID: "c"})
+		_, err := r.Pause(r.ctx, &wire.PauseRequest{Id: "c"})
 		done <- err
 	}()
 	<-r.runtime.told
@@ -371,11 +371,11 @@ func TestWhatARuntimeLacks(t *testing.T) {
 	r := newRig(t).restore(nil)
 	r.create("c", "")
 	r.start("c", "")
-	_, pause := r.Pause(r.ctx, &taskapi.PauseRequest{ID: "c"})
-	_, update := r.Update(r.ctx, &taskapi.UpdateTaskRequest{ID: "c"})
-	_, checkpoint := r.Checkpoint(r.ctx, &taskapi.CheckpointTaskRequest{ID: "c"})
-	_, stats := r.Stats(r.ctx, &taskapi.StatsRequest{ID: "c"})
-	_, restore := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "d", Bundle: r.bundle(false), Checkpoint: "/x"})
+	_, pause := r.Pause(r.ctx, &wire.PauseRequest{Id: "c"})
+	_, update := r.Update(r.ctx, &wire.UpdateTaskRequest{Id: "c"})
+	_, checkpoint := r.Checkpoint(r.ctx, &wire.CheckpointTaskRequest{Id: "c"})
+	_, stats := r.Stats(r.ctx, &wire.StatsRequest{Id: "c"})
+	_, restore := r.Create(r.ctx, &wire.CreateTaskRequest{Id: "d", Bundle: r.bundle(false), Checkpoint: "/x"})
 	for name, err := range map[string]error{"pause": pause, "update": update, "checkpoint": checkpoint, "stats": stats, "restore": restore} {
 		if !errdefs.IsNotImplemented(err) {
 			t.Errorf("%s: %v", name, err)
@@ -388,7 +388,7 @@ func TestWhatARuntimeLacks(t *testing.T) {
 
 func TestRestoredFromCheckpointAtStart(t *testing.T) {
 	r := newRig(t).restore(nil)
-	if _, err := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: r.bundle(false), Checkpoint: "/image", Options: &anypb.Any{TypeUrl: "full"}}); err != nil {
+	if _, err := r.Create(r.ctx, &wire.CreateTaskRequest{Id: "c", Bundle: r.bundle(false), Checkpoint: "/image", Options: &anypb.Any{TypeUrl: "full"}}); err != nil {
 		t.Fatal(err)
 	}
 	if r.runtime.count("create") != 0 || r.status("c", "") != tasktypes.Status_CREATED {
@@ -403,10 +403,10 @@ func TestRestoredFromCheckpointAtStart(t *testing.T) {
 		t.Errorf("exit status %d", got)
 	}
 	// One that was never started goes without a process.
-	if _, err := r.Create(r.ctx, &taskapi.CreateTaskRequest{ID: "d", Bundle: r.bundle(false), Checkpoint: "/image", Options: &anypb.Any{TypeUrl: "full"}}); err != nil {
+	if _, err := r.Create(r.ctx, &wire.CreateTaskRequest{Id: "d", Bundle: r.bundle(false), Checkpoint: "/image", Options: &anypb.Any{TypeUrl: "full"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Delete(r.ctx, &taskapi.DeleteRequest{ID: "d"}); err != nil {
+	if _, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: "d"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -427,7 +427,7 @@ func TestCallsWaitForRestore(t *testing.T) {
 	r := newRig(t)
 	ctx, cancel := context.WithCancel(r.ctx)
 	cancel()
-	if _, err := r.State(ctx, &taskapi.StateRequest{ID: "c"}); !errdefs.IsUnavailable(err) {
+	if _, err := r.State(ctx, &wire.StateRequest{Id: "c"}); !errdefs.IsUnavailable(err) {
 		t.Errorf("state: %v", err)
 	}
 	if _, err := r.List(ctx, &api.ListRequest{}); !errdefs.IsUnavailable(err) {

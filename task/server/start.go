@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -13,6 +12,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 var (
@@ -23,8 +23,8 @@ var (
 
 // Start runs the program of a container, or an exec. The process may have
 // exited when it returns.
-func (s *Server) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
-	p, err := s.process(ctx, r.ID, r.ExecID)
+func (s *Server) Start(ctx context.Context, r *wire.StartRequest) (*wire.StartResponse, error) {
+	p, err := s.process(ctx, r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (s *Server) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.S
 	if err != nil {
 		return nil, err
 	}
-	return &taskapi.StartResponse{Pid: uint32(p.get().Pid)}, nil
+	return &wire.StartResponse{Pid: uint32(p.get().Pid)}, nil
 }
 
 func (s *Server) startInit(ctx context.Context, p *process) error {
@@ -83,15 +83,15 @@ func (s *Server) goOn(ctx context.Context, p *process) error {
 }
 
 // Exec makes a process known that Start starts.
-func (s *Server) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
+func (s *Server) Exec(ctx context.Context, r *wire.ExecProcessRequest) (*emptypb.Empty, error) {
 	cgroup.Warm(warm) // its Start comes next
-	c, err := s.container(ctx, r.ID)
+	c, err := s.container(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}
 	p, err := plan(c, r)
 	if err != nil {
-		return nil, fmt.Errorf("exec %q in container %s: %w", r.ExecID, c.id, err)
+		return nil, fmt.Errorf("exec %q in container %s: %w", r.ExecId, c.id, err)
 	}
 	if err := p.take(ctx); err != nil { // before others find it
 		return nil, err
@@ -108,15 +108,15 @@ func (s *Server) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*empt
 	return &emptypb.Empty{}, nil
 }
 
-func plan(c *container, r *taskapi.ExecProcessRequest) (*process, error) {
-	if !valid(r.ExecID) {
+func plan(c *container, r *wire.ExecProcessRequest) (*process, error) {
+	if !valid(r.ExecId) {
 		return nil, fmt.Errorf("id: %w", errdefs.ErrInvalidArgument)
 	}
 	var spec specs.Process
 	if err := json.Unmarshal(r.Spec.GetValue(), &spec); err != nil {
 		return nil, fmt.Errorf("spec: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return newProcess(c, r.ExecID, saved{
+	return newProcess(c, r.ExecId, saved{
 		Status: created, Spec: r.Spec.Value,
 		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
 	}), nil

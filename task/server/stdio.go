@@ -4,19 +4,19 @@ import (
 	"context"
 	"fmt"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
 var fpCloseIO = failpoint.New("server/closeio/close")
 
 // ResizePty sets the size of a process's terminal.
-func (s *Server) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
-	p, err := s.process(ctx, r.ID, r.ExecID)
+func (s *Server) ResizePty(ctx context.Context, r *wire.ResizePtyRequest) (*emptypb.Empty, error) {
+	p, err := s.process(ctx, r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -31,8 +31,8 @@ func (s *Server) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*e
 }
 
 // CloseIO ends a process's stdin after what is in its FIFO.
-func (s *Server) CloseIO(ctx context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
-	p, err := s.process(ctx, r.ID, r.ExecID)
+func (s *Server) CloseIO(ctx context.Context, r *wire.CloseIORequest) (*emptypb.Empty, error) {
+	p, err := s.process(ctx, r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime/debug"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
@@ -14,18 +13,21 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
-// Versions 2 and 3 of the Task API have the same methods and, field by field,
-// the same messages on the wire. The agent uses version 2's: that package does
-// without gRPC, which would double the size of this binary and the time that
-// each container's first process takes to start.
+// v2 and v3 are the services of containerd's Task API: the same methods and,
+// on the wire, the same messages.
 const v2, v3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
-
-var _ taskapi.TTRPCTaskService = (*Server)(nil)
 
 // Register makes t serve the Server: Task API v3 and v2, and the agent's verbs.
 // t must have been made with Interceptor.
 func (s *Server) Register(t *ttrpc.Server) {
-	task := &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+	task := &ttrpc.ServiceDesc{Methods: s.methods()}
+	t.RegisterService(v2, task)
+	t.RegisterService(v3, task)
+	api.RegisterAgentService(t, s)
+}
+
+func (s *Server) methods() map[string]ttrpc.Method {
+	return map[string]ttrpc.Method{
 		"State":      method(s.State),
 		"Create":     method(s.Create),
 		"Start":      method(s.Start),
@@ -43,10 +45,7 @@ func (s *Server) Register(t *ttrpc.Server) {
 		"Stats":      method(s.Stats),
 		"Connect":    method(s.Connect),
 		"Shutdown":   method(s.Shutdown),
-	}}
-	t.RegisterService(v2, task)
-	t.RegisterService(v3, task)
-	api.RegisterAgentService(t, s)
+	}
 }
 
 func method[Req, Resp any](call func(context.Context, *Req) (*Resp, error)) ttrpc.Method {

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"net"
-	"strings"
 	"testing"
 
 	v2api "github.com/containerd/containerd/api/runtime/task/v2"
@@ -12,26 +11,58 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-	"google.golang.org/protobuf/encoding/prototext"
-	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
-// TestVersionsAreTheSameOnTheWire fails when an upgrade of containerd's API
-// makes them differ: then version 3 needs its own messages.
-func TestVersionsAreTheSameOnTheWire(t *testing.T) {
-	text := func(f protoreflect.FileDescriptor, name string) string {
-		d := protodesc.ToFileDescriptorProto(f)
-		d.Name, d.Options = nil, nil
-		return strings.ReplaceAll(prototext.MarshalOptions{Multiline: true}.Format(d), name, "containerd.task")
+// TestMessagesAreContainerds fails when an upgrade of containerd's API changes
+// what is on the wire.
+func TestMessagesAreContainerds(t *testing.T) {
+	ours := wire.File_wire_task_proto.Messages()
+	for _, theirs := range []protoreflect.FileDescriptor{v2api.File_runtime_task_v2_shim_proto, v3api.File_runtime_task_v3_shim_proto} {
+		methods := theirs.Services().ByName("Task").Methods()
+		served := (&Server{}).methods()
+		for i := range methods.Len() {
+			m := methods.Get(i)
+			if served[string(m.Name())] == nil {
+				t.Errorf("%s is not served", m.FullName())
+			}
+			for _, d := range []protoreflect.MessageDescriptor{m.Input(), m.Output()} {
+				if d.FullName() != "google.protobuf.Empty" {
+					same(t, ours.ByName(d.Name()), d)
+				}
+			}
+		}
+		if len(served) != methods.Len() {
+			t.Errorf("%d methods are served, %s has %d", len(served), theirs.Path(), methods.Len())
+		}
 	}
-	two := text(v2api.File_runtime_task_v2_shim_proto, "containerd.task.v2")
-	three := text(v3api.File_runtime_task_v3_shim_proto, "containerd.task.v3")
-	// prototext is unstable on purpose, in its spaces only.
-	if strings.Join(strings.Fields(two), " ") != strings.Join(strings.Fields(three), " ") {
-		t.Error("task API versions 2 and 3 differ")
+}
+
+func same(t *testing.T, ours, theirs protoreflect.MessageDescriptor) {
+	t.Helper()
+	if ours == nil {
+		t.Errorf("%s is missing", theirs.FullName())
+		return
+	}
+	if ours.Fields().Len() != theirs.Fields().Len() {
+		t.Errorf("%s has %d fields", theirs.FullName(), theirs.Fields().Len())
+	}
+	for i := range theirs.Fields().Len() {
+		want := theirs.Fields().Get(i)
+		got := ours.Fields().ByNumber(want.Number())
+		if got == nil || got.Name() != want.Name() || got.Kind() != want.Kind() || got.Cardinality() != want.Cardinality() {
+			t.Errorf("%s is %v", want.FullName(), got)
+			continue
+		}
+		if m := want.Message(); m != nil && got.Message().FullName() != m.FullName() && !m.IsMapEntry() {
+			same(t, got.Message(), m)
+		}
+		if e := want.Enum(); e != nil && got.Enum().FullName() != e.FullName() {
+			t.Errorf("%s is a %s", want.FullName(), got.Enum().FullName())
+		}
 	}
 }
 
