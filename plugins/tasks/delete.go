@@ -42,6 +42,7 @@ func (t *Task) delete(ctx context.Context) (*runtime.Exit, error) {
 		return nil, err
 	}
 	defer end()
+	t.uncover()
 	if t.runtime.lacks(t) {
 		return nil, fmt.Errorf("it was deleted meanwhile: %w", errdefs.ErrNotFound)
 	}

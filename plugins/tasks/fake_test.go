@@ -86,6 +86,12 @@ func (r *rig) crash(between func()) {
 	r.Helper()
 	r.log.dead()
 	r.must(r.Close())
+	for _, t := range r.all() { // as the kernel does
+		t.uncover()
+		for _, p := range t.processes() {
+			p.letStdin()
+		}
+	}
 	r.must(r.boxes.Close())
 	r.agent.hangUp(false)
 	if between != nil {

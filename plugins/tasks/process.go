@@ -39,9 +39,10 @@ type process struct {
 	stdin  int    // a descriptor or -1, see holdStdin
 	closed bool   // CloseIO was called
 
-	// While calls run whose events must come before that of an exit, the exit
-	// waits here.
+	// While calls run whose events must come before that of an exit, and while
+	// there is a veil, the exit waits here.
 	busy    int
+	veiled  bool
 	pending *exit
 }
 
@@ -123,12 +124,9 @@ func (p *process) let() {
 	p.mu.Lock()
 	p.busy--
 	pending := p.pending
-	if p.busy > 0 {
-		pending = nil
-	}
 	p.mu.Unlock()
 	if pending != nil {
-		p.exited(*pending)
+		p.exited(*pending) // it may have to wait on
 	}
 }
 
@@ -140,13 +138,14 @@ func (p *process) exited(e exit) {
 		p.mu.Unlock()
 		return
 	}
-	if p.busy > 0 {
-		if p.pending == nil {
-			p.pending = &e
-		}
+	if p.pending == nil {
+		p.pending = &e
+	}
+	if p.busy > 0 || p.veiled {
 		p.mu.Unlock()
 		return
 	}
+	e = *p.pending // who was the first to say
 	p.status, p.exit = runtime.StoppedStatus, e
 	pid := p.pid
 	p.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +44,7 @@ func (r *Runtime) restore(ctx context.Context) {
 		}
 	}
 	tasks := r.all()
+	r.veil(tasks)
 	// All tasks must be known to be with their agents before one of these says
 	// which it has.
 	for _, t := range tasks {
@@ -69,6 +71,38 @@ func (r *Runtime) restore(ctx context.Context) {
 	for id, live := range late {
 		go r.reach(id, live)
 	}
+}
+
+// veil covers those of the tasks whose output the CRI plugin reads.
+func (r *Runtime) veil(tasks []*Task) {
+	tasks = slices.DeleteFunc(slices.Clone(tasks), func(t *Task) bool {
+		return !t.saved.Retain || t.phase() != living || t.isDone()
+	})
+	if len(tasks) == 0 {
+		return
+	}
+	v, err := newVeils()
+	if err != nil {
+		log.G(r.life).WithError(err).Warn("output of containers that exit just now may be lost")
+		return
+	}
+	for _, t := range tasks {
+		if err := v.cover(t); err != nil {
+			log.G(r.life).WithError(err).Warn("output is lost if the container exits just now")
+		}
+	}
+	go func() {
+		wait := time.NewTimer(veilTime)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-r.life.Done():
+		}
+		_ = v.close()
+		for _, t := range tasks {
+			t.uncover()
+		}
+	}()
 }
 
 func (r *Runtime) recorded() []key {
@@ -139,11 +173,15 @@ func (t *Task) restore(ctx context.Context) error {
 	if !t.saved.Retain {
 		return nil
 	}
+	gone := t.gone()
 	log := log.G(ctx).WithField("id", t.key.id)
 	if n, err := t.completeLog(ctx); err != nil {
 		log.WithError(err).Warn("output that a former daemon had in hand is not in the log")
 	} else if n > 0 {
 		log.WithField("bytes", n).Info("completed the log of a task")
+	}
+	if gone { // there is no more output than is in the log now
+		t.uncover()
 	}
 	return nil
 }

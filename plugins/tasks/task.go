@@ -35,6 +35,7 @@ type Task struct {
 	saved  saved
 	execs  map[string]*process // nil until there is one
 	client *task.Client        // the agent that has the task, as far as known
+	veil   *veil               // of a task that was restored, until it is waited for
 
 	writing sync.Mutex // serializes the record's writers
 }
