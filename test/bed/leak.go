@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -31,8 +33,10 @@ func (b *Bed) Leaks(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	leaks := processes
-	for _, look := range []func() ([]string, error){b.leakedMounts, b.leakedLinks, b.leakedGroups, b.leakedFiles} {
-		found, err := look()
+	for _, look := range []func(context.Context) ([]string, error){
+		b.leakedMounts, b.leakedLinks, b.leakedGroups, b.leakedFiles, b.leakedObjects,
+	} {
+		found, err := look(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("look for leaks: %w", err)
 		}
@@ -60,7 +64,7 @@ func (b *Bed) leakedProcesses(ctx context.Context) ([]string, error) {
 	return leaks, nil
 }
 
-func (b *Bed) leakedMounts() ([]string, error) {
+func (b *Bed) leakedMounts(context.Context) ([]string, error) {
 	points, err := b.mounts()
 	if err != nil {
 		return nil, err
@@ -88,7 +92,7 @@ func (b *Bed) mounts() ([]string, error) {
 	return points, nil
 }
 
-func (b *Bed) leakedLinks() ([]string, error) {
+func (b *Bed) leakedLinks(context.Context) ([]string, error) {
 	links, err := net.Interfaces()
 	if err != nil {
 		return nil, err
@@ -106,7 +110,7 @@ func (b *Bed) leakedLinks() ([]string, error) {
 // has none is the parent that kubelet would own: pods may leave it.
 var id = regexp.MustCompile("[0-9a-f]{64}")
 
-func (b *Bed) leakedGroups() ([]string, error) {
+func (b *Bed) leakedGroups(context.Context) ([]string, error) {
 	all, err := groups()
 	if err != nil {
 		return nil, err
@@ -150,8 +154,7 @@ var homes = []string{
 	"r/io.containerd.grpc.v1.cri/sandboxes",
 	"s/io.containerd.grpc.v1.cri/containers",
 	"r/io.containerd.grpc.v1.cri/containers",
-	"s/io.containerd.cri.v1.runtime/netns",
-	"s/netns",
+	"s/io.containerd.grpc.v1.cri/netns",
 	"s/kuasar/runc",
 	"s/kuasar/tasks/k8s.io",
 	"s/kuasar/worker/containers/k8s.io",
@@ -159,7 +162,7 @@ var homes = []string{
 	"ipam/bed",
 }
 
-func (b *Bed) leakedFiles() ([]string, error) {
+func (b *Bed) leakedFiles(context.Context) ([]string, error) {
 	var leaks []string
 	for _, home := range homes {
 		entries, err := os.ReadDir(filepath.Join(b.Dir, home))
@@ -177,6 +180,37 @@ func (b *Bed) leakedFiles() ([]string, error) {
 		}
 	}
 	return leaks, nil
+}
+
+// leakedObjects looks into containerd's database.
+func (b *Bed) leakedObjects(ctx context.Context) ([]string, error) {
+	client, err := b.Client()
+	if err != nil {
+		return nil, err
+	}
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	var leaks []string
+	containers, err := client.ContainerService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range containers {
+		leaks = append(leaks, "container "+c.ID)
+	}
+	sandboxes, err := client.SandboxStore().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sandboxes {
+		leaks = append(leaks, "sandbox "+s.ID)
+	}
+	err = client.SnapshotService("overlayfs").Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive {
+			leaks = append(leaks, "snapshot "+info.Name)
+		}
+		return nil
+	})
+	return leaks, err
 }
 
 // sweep removes what is left of the bed by force, whoever should have done
