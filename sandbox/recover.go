@@ -130,7 +130,7 @@ func (c *Controller) release(ctx context.Context, b *box) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return fmt.Errorf("sandbox %s is quarantined and left alone: %s: repair that, or end what still runs of it and move %s away: %w",
+	return fmt.Errorf("sandbox %s is quarantined and nothing of it is touched: %s: to give it up, end what still runs of it and move %s away: %w",
 		b.id, b.reason, b.dir, errdefs.ErrFailedPrecondition)
 }
 

@@ -18,6 +18,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/sandboxtest"
+	"github.com/containerd-kuasar/containerd-kuasar/task"
 )
 
 // criInfo is what the CRI plugin decodes a verbose status into, and encodes
@@ -163,27 +164,40 @@ func TestPlatform(t *testing.T) {
 // A backend that panics in what cannot fail costs an answer and no more.
 func TestPanicsInAnswers(t *testing.T) {
 	f := newFixture(t)
-	f.memory.Extras = nil
+	extras := &sandboxtest.Extras{Panic: true}
+	f.memory.Extras = extras
+	f.must(f.create("one"))
+	if i := f.start("one"); i.Pid != 0 || i.Address != "" || decode(t, i.Spec).Linux == nil {
+		t.Errorf("instance %+v", i)
+	}
+	if s := f.status("one"); s.State != ready || info(t, s).RuntimeSpec == nil {
+		t.Errorf("status %+v", s)
+	}
+	if _, err := f.Platform(f.ctx, "one"); !errdefs.IsInternal(err) {
+		t.Errorf("platform: %v", err)
+	}
+	f.must(f.Shutdown(f.ctx, "one"))
+	f.gone("one")
+}
+
+func TestPanicsInContainers(t *testing.T) {
+	f := newFixture(t)
 	f.run("one")
-	f.memory.OnAgent = nil
 	live, err := f.Get("one")
 	f.must(err)
 	f.memory.OnPrepare = func(context.Context) error { panic("injected") }
 	f.memory.OnRelease = f.memory.OnPrepare
+	f.memory.OnAgent = func(context.Context) (*task.Client, error) { panic("injected") }
 	if _, err := live.Prepare(f.ctx, container("c")); !errdefs.IsInternal(err) {
 		t.Errorf("prepare: %v", err)
 	}
 	if err := live.Release(f.ctx, "c"); !errdefs.IsInternal(err) {
 		t.Errorf("release: %v", err)
 	}
+	if _, err := live.Agent(f.ctx); !errdefs.IsInternal(err) {
+		t.Errorf("agent: %v", err)
+	}
 	f.must(f.Shutdown(f.ctx, "one"))
-
-	var none *sandboxtest.Extras // every answer dereferences it
-	f.memory.Extras = &sandboxtest.Extras{}
-	f.must(f.create("two"))
-	f.memory.Last()
-	f.memory.Extras = none
-	f.must(f.Shutdown(f.ctx, "two"))
 }
 
 func TestLive(t *testing.T) {

@@ -91,5 +91,5 @@ func Read(path string, v any) (sameBoot bool, err error) {
 }
 
 func damaged(path string, err error) error {
-	return fmt.Errorf("record %s is damaged (%w): put a good one back, or move it away to give up what it describes: %w", path, err, errdefs.ErrDataLoss)
+	return fmt.Errorf("record %s is damaged (%w): put a good one back: %w", path, err, errdefs.ErrDataLoss)
 }

@@ -12,6 +12,7 @@ import (
 
 // Extras are what the sandboxes of a Memory answer to what is optional.
 type Extras struct {
+	Panic    bool // instead of every answer but those of hooks
 	PID      uint32
 	Spec     *specs.Spec
 	System   imagespec.Platform
@@ -37,17 +38,24 @@ var (
 )
 
 // Pid implements sandbox.Processer.
-func (f *Full) Pid() uint32 { return f.extras.PID }
+func (f *Full) Pid() uint32 { return f.answers().PID }
+
+func (f *Full) answers() *Extras {
+	if f.extras.Panic {
+		panic("injected")
+	}
+	return f.extras
+}
 
 // OCI implements sandbox.Specer.
-func (f *Full) OCI() *specs.Spec { return f.extras.Spec }
+func (f *Full) OCI() *specs.Spec { return f.answers().Spec }
 
 // Platform implements sandbox.Platformer.
-func (f *Full) Platform() imagespec.Platform { return f.extras.System }
+func (f *Full) Platform() imagespec.Platform { return f.answers().System }
 
 // Endpoint implements sandbox.Endpointer.
 func (f *Full) Endpoint() (address string, version uint32) {
-	return f.extras.Address, f.extras.Version
+	return f.answers().Address, f.extras.Version
 }
 
 // Stats implements sandbox.Statser.

@@ -244,6 +244,10 @@ func TestDamagedRecord(t *testing.T) {
 			if status, err := victim.Status(n.ctx); err == nil && status.State == runtime.PodSandboxState_SANDBOX_READY {
 				t.Error("the damaged pod is ready")
 			}
+			if err := victim.Stop(n.ctx); err == nil {
+				t.Error("the damaged pod was stopped")
+			}
+			n.must(syscall.Kill(pid, 0))
 
 			n.must(b.Kill())
 			n.must(os.WriteFile(record, raw, 0o600))
