@@ -8,21 +8,29 @@ package crilog
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 const (
-	// tail is how much of a log is read back. One line of output becomes one
-	// entry with some 45 bytes around it: this covers the output that a relay
-	// keeps unless nearly all its lines are shorter than 8 bytes, and then it
-	// still covers what can be missing.
+	// tail is how much of a log is read back at first. One line of output
+	// becomes one entry with some 45 bytes around it: this covers the output
+	// that a relay keeps unless nearly all its lines are shorter than 8 bytes,
+	// or another stream has written much more.
 	tail = 1 << 20
+
+	// maxTail is how much is read for a stream that tail does not cover: more
+	// than the kubelet lets a log become before it rotates it (10 MiB).
+	maxTail = 16 << 20
 
 	// maxLine is where entries are split: max_container_log_line_size's default.
 	maxLine = 16 << 10
@@ -49,7 +57,7 @@ func Complete(path string, streams ...Retained) (int, error) {
 		return 0, fmt.Errorf("complete log: %w", err)
 	}
 	defer file.Close()
-	entries, whole, err := read(path)
+	entries, whole, err := enough(path, streams)
 	if err != nil {
 		return 0, fmt.Errorf("complete log %s: %w", path, err)
 	}
@@ -58,35 +66,60 @@ func Complete(path string, streams ...Retained) (int, error) {
 	if !bytes.HasSuffix(entries, []byte("\n")) && len(entries) > 0 {
 		b.WriteByte('\n') // the daemon died within an entry
 	}
+	var foreign error
 	for _, s := range streams {
-		missing := missing(content(entries, s.Stream), whole, s.Data, s.Complete)
+		missing, ok := missing(content(entries, s.Stream), whole, s.Data, s.Complete)
+		if !ok {
+			foreign = fmt.Errorf("complete log %s: its %s is not what the container wrote: %w", path, s.Stream, errdefs.ErrDataLoss)
+		}
 		lost += len(missing)
 		format(&b, s.Stream, missing, time.Now())
 	}
 	if lost == 0 {
-		return 0, nil
+		return 0, foreign
 	}
 	if _, err := file.Write(b.Bytes()); err != nil {
 		return 0, fmt.Errorf("complete log: %w", err)
 	}
-	return lost, nil
+	return lost, foreign
+}
+
+// large lets one log at a time be read beyond tail: it is held in memory.
+var large sync.Mutex
+
+// enough returns an end of the log that shows what of the streams is in it, as
+// far as maxTail goes.
+func enough(path string, streams []Retained) (entries []byte, whole bool, err error) {
+	entries, whole, err = read(path, tail)
+	covered := !slices.ContainsFunc(streams, func(s Retained) bool { return len(content(entries, s.Stream)) < len(s.Data) })
+	if err != nil || whole || covered {
+		return entries, whole, err
+	}
+	large.Lock()
+	defer large.Unlock()
+	return read(path, maxTail)
 }
 
 // read returns the end of the log, with its rotated predecessors before it, and
 // whether that is all of it.
-func read(path string) (entries []byte, whole bool, err error) {
+func read(path string, tail int) (entries []byte, whole bool, err error) {
 	rotated, err := filepath.Glob(path + ".*") // kubelet appends ".20060102-150405"
 	if err != nil {
 		return nil, false, err
 	}
 	slices.Sort(rotated)
-	files := append(slices.DeleteFunc(rotated, func(p string) bool { return filepath.Ext(p) == ".gz" || filepath.Ext(p) == ".tmp" }), path)
-	whole = len(rotated) == 0
+	files := append(slices.DeleteFunc(rotated, func(p string) bool { return filepath.Ext(p) == ".tmp" }), path)
+	// The kubelet removes the oldest of them.
+	whole = len(files) == 1
 	for _, file := range slices.Backward(files) {
 		if len(entries) >= tail {
-			break
+			return entries, false, nil
 		}
-		b, all, err := readEnd(file, tail-len(entries))
+		get := readEnd
+		if filepath.Ext(file) == ".gz" {
+			get = unzipEnd
+		}
+		b, all, err := get(file, tail-len(entries))
 		if err != nil {
 			return nil, false, err
 		}
@@ -94,6 +127,35 @@ func read(path string) (entries []byte, whole bool, err error) {
 		whole = whole && all
 	}
 	return entries, whole, nil
+}
+
+// unzipEnd is readEnd for a file that the kubelet has compressed.
+func unzipEnd(path string, n int) (b []byte, all bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, false, fmt.Errorf("%s: %w", path, err)
+	}
+	all = true
+	chunk := make([]byte, 256<<10)
+	for {
+		got, err := io.ReadFull(z, chunk)
+		b = append(b, chunk[:got]...)
+		end := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		if excess := len(b) - n; excess > n || excess > 0 && end {
+			b, all = append(b[:0], b[excess:]...), false
+		}
+		if end {
+			return b, all, nil
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("%s: %w", path, err)
+		}
+	}
 }
 
 func readEnd(path string, n int) (b []byte, all bool, err error) {
@@ -132,23 +194,25 @@ func content(entries []byte, stream string) []byte {
 
 // missing returns the end of retained that is not in logged. Both are ends of
 // the same output; whole and complete say that they are all of it. If both are,
-// the answer is exact. Otherwise it is the shortest end that makes the two
-// agree, which is exact unless the output repeats itself.
-func missing(logged []byte, whole bool, retained []byte, complete bool) []byte {
+// the answer is exact, and not ok if they are of different outputs. Otherwise it
+// is the shortest end that makes the two agree, which is exact unless the output
+// repeats itself. A stream whose all is retained, and of which the log has
+// nothing as far as it was read, is missing whole: rather twice than never.
+func missing(logged []byte, whole bool, retained []byte, complete bool) (_ []byte, ok bool) {
 	retained = bytes.ReplaceAll(retained, []byte("\r\n"), []byte("\n")) // as the CRI plugin does
-	if whole && complete {
+	if complete && (whole || len(logged) == 0) {
 		if rest, found := bytes.CutPrefix(retained, logged); found {
-			return rest
+			return rest, true
 		}
-		return nil
+		return nil, false
 	}
 	for n := range len(retained) {
 		seen := retained[:len(retained)-n]
 		if bytes.HasSuffix(seen, logged) || bytes.HasSuffix(logged, seen) {
-			return retained[len(seen):]
+			return retained[len(seen):], true
 		}
 	}
-	return nil
+	return nil, true
 }
 
 // format writes output as entries. An unfinished line becomes a partial entry,

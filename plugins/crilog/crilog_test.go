@@ -2,12 +2,16 @@ package crilog
 
 import (
 	"bytes"
+	"compress/gzip"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 func lines(from, to int) string {
@@ -23,25 +27,28 @@ func TestMissing(t *testing.T) {
 		logged, retained string
 		whole, complete  bool
 		want             string
+		foreign          bool
 	}{
-		"nothing yet":                {"", "", true, true, ""},
-		"all logged":                 {lines(0, 9), lines(0, 9), true, true, ""},
-		"end lost":                   {lines(0, 5), lines(0, 9), true, true, lines(5, 9)},
-		"all lost":                   {"", lines(0, 9), true, true, lines(0, 9)},
-		"repetitive, exact":          {"y\ny\n", "y\ny\ny\n", true, true, "y\n"},
-		"half a line lost":           {lines(0, 5) + "par", lines(0, 5) + "partial", true, true, "tial"},
-		"old output forgotten":       {lines(0, 50), lines(30, 60), true, false, lines(50, 60)},
-		"log rotated":                {lines(40, 50), lines(30, 60), false, false, lines(50, 60)},
-		"log rotated, all logged":    {lines(40, 60), lines(30, 60), false, false, ""},
-		"repetitive, rotated":        {"y\ny\n", "y\ny\ny\ny\n", false, false, ""},
-		"carriage returns":           {"a\nb\n", "a\r\nb\r\nc\r\n", true, true, "c\n"},
-		"a log of something else":    {"other\n", lines(0, 3), true, true, ""},
-		"nothing in common, rotated": {"other\n", lines(0, 3), false, false, ""},
+		"nothing yet":                {"", "", true, true, "", false},
+		"all logged":                 {lines(0, 9), lines(0, 9), true, true, "", false},
+		"end lost":                   {lines(0, 5), lines(0, 9), true, true, lines(5, 9), false},
+		"all lost":                   {"", lines(0, 9), true, true, lines(0, 9), false},
+		"repetitive, exact":          {"y\ny\n", "y\ny\ny\n", true, true, "y\n", false},
+		"half a line lost":           {lines(0, 5) + "par", lines(0, 5) + "partial", true, true, "tial", false},
+		"old output forgotten":       {lines(0, 50), lines(30, 60), true, false, lines(50, 60), false},
+		"log rotated":                {lines(40, 50), lines(30, 60), false, false, lines(50, 60), false},
+		"log rotated, all logged":    {lines(40, 60), lines(30, 60), false, false, "", false},
+		"repetitive, rotated":        {"y\ny\n", "y\ny\ny\ny\n", false, false, "", false},
+		"carriage returns":           {"a\nb\n", "a\r\nb\r\nc\r\n", true, true, "c\n", false},
+		"a log of something else":    {"other\n", lines(0, 3), true, true, "", true},
+		"nothing in common, rotated": {"other\n", lines(0, 3), false, false, "", false},
+		"none in the end of a log":   {"", lines(0, 3), false, true, lines(0, 3), false},
+		"forgotten, and none in it":  {"", lines(0, 3), false, false, "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := missing([]byte(c.logged), c.whole, []byte(c.retained), c.complete)
-			if string(got) != c.want {
-				t.Fatalf("got %q, want %q", got, c.want)
+			got, ok := missing([]byte(c.logged), c.whole, []byte(c.retained), c.complete)
+			if string(got) != c.want || ok == c.foreign {
+				t.Fatalf("got %q, %t, want %q", got, ok, c.want)
 			}
 		})
 	}
@@ -137,6 +144,62 @@ func TestCompleteAfterTornEntry(t *testing.T) {
 	}
 }
 
+// A container that writes much to stdout says on stderr why it ends.
+func TestCompleteRareStream(t *testing.T) {
+	chatter := lines(0, 100_000) // some MB of entries
+	for name, before := range map[string]string{"none before": "", "some before": "warning\n"} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "0.log")
+			log(t, path, "stderr", before)
+			log(t, path, "stdout", chatter)
+			n, err := Complete(path,
+				Retained{"stdout", []byte(chatter[len(chatter)-1000:]), false},
+				Retained{"stderr", []byte(before + "fatal: boom\n"), true})
+			if err != nil || n != len("fatal: boom\n") {
+				t.Errorf("completed by %d bytes, %v", n, err)
+			}
+			if got := logged(t, path, "stderr"); got != before+"fatal: boom\n" {
+				t.Errorf("stderr is %q", got)
+			}
+		})
+	}
+}
+
+// The kubelet compresses all rotated files but the newest.
+func TestCompleteAfterCompression(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "0.log")
+	plain := filepath.Join(dir, "plain")
+	log(t, plain, "stderr", "warning\n")
+	log(t, plain, "stdout", lines(0, 100_000))
+	raw, err := os.ReadFile(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, err = z.Write(raw)
+	if err := errors.Join(err, z.Close(), os.WriteFile(path+".20260102-030405.gz", b.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	log(t, path+".20260102-040405", "stdout", lines(0, 50_000))
+	log(t, path, "stdout", "one\n")
+	if n, err := Complete(path, Retained{"stderr", []byte("warning\nfatal: boom\n"), true}); err != nil || n != len("fatal: boom\n") {
+		t.Errorf("completed by %d bytes, %v", n, err)
+	}
+}
+
+func TestForeignLogIsLeftAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	log(t, path, "stdout", "other\n")
+	if n, err := Complete(path, Retained{"stdout", []byte(lines(0, 3)), true}); n != 0 || !errdefs.IsDataLoss(err) {
+		t.Errorf("completed by %d bytes, %v", n, err)
+	}
+	if got := logged(t, path, "stdout"); got != "other\n" {
+		t.Errorf("log is %q", got)
+	}
+}
+
 func TestRemovedLogStaysRemoved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")
 	if n, err := Complete(path, Retained{"stdout", []byte("x\n"), true}); n != 0 || err != nil {
@@ -155,11 +218,11 @@ func FuzzMissing(f *testing.F) {
 			t.Skip("cuts lie outside the output")
 		}
 		// With all known the answer is exact.
-		if got := missing([]byte(output[:cut]), true, []byte(output), true); string(got) != output[cut:] {
+		if got, _ := missing([]byte(output[:cut]), true, []byte(output), true); string(got) != output[cut:] {
 			t.Fatalf("%q missing, want %q", got, output[cut:])
 		}
 		// With some forgotten it is an end of what was retained, never too long.
-		got := missing([]byte(output[:cut]), true, []byte(output[forgotten:]), false)
+		got, _ := missing([]byte(output[:cut]), true, []byte(output[forgotten:]), false)
 		if !strings.HasSuffix(output[cut:], string(got)) {
 			t.Fatalf("%q missing, which is more than %q", got, output[cut:])
 		}
