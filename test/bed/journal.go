@@ -86,10 +86,18 @@ func (b *Bed) Log(after Mark) string {
 
 // AwaitLog waits for a line after the mark that contains text, and returns it.
 func (b *Bed) AwaitLog(ctx context.Context, after Mark, text string) (string, error) {
+	return b.AwaitNth(ctx, after, text, 1)
+}
+
+// AwaitNth is AwaitLog for the nth such line, from 1.
+func (b *Bed) AwaitNth(ctx context.Context, after Mark, text string, nth int) (string, error) {
 	for n := int(after); ; {
 		lines, total, grown := b.log.since(n)
 		for _, line := range lines {
-			if strings.Contains(line, text) {
+			if !strings.Contains(line, text) {
+				continue
+			}
+			if nth--; nth == 0 {
 				return line, nil
 			}
 		}

@@ -1,6 +1,7 @@
 package restart
 
 import (
+	"context"
 	"os/exec"
 	"strings"
 	"testing"
@@ -20,10 +21,10 @@ import (
 // was under way must be removable, and nothing may be left behind.
 func TestKilledAtFailpoint(t *testing.T) {
 	for _, name := range failpoint.Names() {
-		t.Run("daemon/"+name, func(t *testing.T) { killAt(t, name) })
+		t.Run("daemon/"+name, func(t *testing.T) { killAt(t, name, daemon) })
 	}
 	for _, name := range workerFailpoints(t) {
-		t.Run("worker/"+name, func(t *testing.T) { killAt(t, name) })
+		t.Run("worker/"+name, func(t *testing.T) { killAt(t, name, worker) })
 	}
 }
 
@@ -36,39 +37,43 @@ func workerFailpoints(t *testing.T) []string {
 	return strings.Fields(string(out))
 }
 
-func killAt(t *testing.T, name string) {
+// victim is a process that is killed.
+type victim int
+
+const (
+	daemon victim = iota
+	worker
+)
+
+func killAt(t *testing.T, name string, v victim) {
 	n := newNode(t)
-	bystander, id := n.run("sleep 1000")
-	started := n.status(id).StartedAt
-	pid := n.exec(id, "cat /proc/1/stat | cut -d' ' -f22")
+	other := n.bystander()
 
 	n.must(n.Kill())
-	// The worker inherits the daemon's environment: it must be a new one.
-	n.killWorker()
 	n.SetEnviron(failpoint.Env + "=" + name)
-	hit := n.watchDeath()
+	mark := n.Mark()
 	// A point of the recovery kills the daemon while it starts.
 	if err := n.Start(n.ctx); err == nil {
+		if v == worker {
+			n.killWorker() // the next one inherits the daemon's environment
+		}
 		n.lifecycle()
 	}
-	if !hit() {
-		t.Errorf("nothing died at %s: is it on no path?", name)
+	if !n.died(v, mark) {
+		t.Errorf("it did not die at %s: is it on no path?", name)
 	}
 
 	n.SetEnviron()
 	n.must(n.Kill())
+	other.leave()
 	n.must(n.Start(n.ctx))
-	if s := n.status(id); s.State != runtime.ContainerState_CONTAINER_RUNNING || s.StartedAt != started {
-		t.Fatalf("the other pod's container is %v", s)
-	}
-	if got := n.exec(id, "cat /proc/1/stat | cut -d' ' -f22"); got != pid {
-		t.Errorf("the other pod's process started at %q, now %q", pid, got)
-	}
-	n.removeOthers(bystander)
+	other.check()
+	n.removeOthers(other.pod)
 	// A node that can do all of it again has lost nothing.
 	if err := n.lifecycle(); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
+	other.end()
 }
 
 // lifecycle does everything that has outside effects, to its end or to the
@@ -118,6 +123,10 @@ func (n *node) control(id string) error {
 	if err != nil {
 		return err
 	}
+	shares := &runtime.LinuxContainerResources{CpuShares: 512}
+	if _, err := n.Runtime.UpdateContainerResources(n.ctx, &runtime.UpdateContainerResourcesRequest{ContainerId: id, Linux: shares}); err != nil {
+		return err
+	}
 	if err := task.Pause(ctx); err != nil {
 		return err
 	}
@@ -151,16 +160,18 @@ func (n *node) removeOthers(keep *pod) {
 // unnoticed.
 const deathTime = 3 * time.Second
 
-// watchDeath returns a function that says whether the daemon or the worker
-// has died of SIGKILL since.
-func (n *node) watchDeath() func() bool {
-	mark := n.Mark()
-	return func() bool {
+// died says whether a failpoint has killed a process since.
+func (n *node) died(v victim, since bed.Mark) bool {
+	ctx, cancel := context.WithTimeout(n.ctx, deathTime)
+	defer cancel()
+	if v == daemon {
 		select {
 		case <-n.Exited():
 			return true
-		case <-time.After(deathTime):
-			return strings.Contains(n.Log(mark), "worker died")
+		case <-ctx.Done():
+			return false
 		}
 	}
+	_, err := n.AwaitNth(ctx, since, "worker died", 2) // the first was killWorker
+	return err == nil
 }
