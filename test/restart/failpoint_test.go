@@ -54,8 +54,8 @@ func killAt(t *testing.T, name string, v victim) {
 	mark := n.Mark()
 	// A point of the recovery kills the daemon while it starts.
 	if err := n.Start(n.ctx); err == nil {
-		if v == worker {
-			n.killWorker() // the next one inherits the daemon's environment
+		if v == worker || strings.HasPrefix(name, "worker/") || strings.HasPrefix(name, "hold/") {
+			n.killWorker() // the next one inherits the daemon's environment, and is started and told by the daemon
 		}
 		n.lifecycle()
 	}
