@@ -11,7 +11,10 @@ import (
 
 // Live is a sandbox as the task runtime has it. It stays valid when the sandbox
 // ends, and through its backend's panics.
-type Live struct{ box *box }
+type Live struct {
+	box       *box
+	sandboxer string
+}
 
 // Get returns a sandbox for its containers' sake. Its errors are
 // errdefs.ErrNotFound for one that is not of this sandboxer, ErrUnavailable for
@@ -31,8 +34,11 @@ func (c *Controller) Get(id string) (*Live, error) {
 	case Quarantined:
 		return nil, fmt.Errorf("sandbox %s is quarantined: %s: %w", id, b.reason, errdefs.ErrFailedPrecondition)
 	}
-	return &Live{b}, nil
+	return &Live{b, c.cfg.Name}, nil
 }
+
+// Sandboxer is the name of the one that has the sandbox.
+func (l *Live) Sandboxer() string { return l.sandboxer }
 
 // Running says whether the sandbox takes containers.
 func (l *Live) Running() bool {

@@ -82,9 +82,9 @@ func (r *Runtime) create(ctx context.Context, id string, live *sandbox.Live, opt
 		return nil, err
 	}
 	t := r.newTask(key{namespace, id}, live, saved{
-		Sandbox: opts.SandboxID,
-		Phase:   creating,
-		Stdin:   opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
+		Sandbox: opts.SandboxID, Sandboxer: live.Sandboxer(),
+		Phase: creating,
+		Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
 		Retain: retain(spec),
 	})
 	t.hold()

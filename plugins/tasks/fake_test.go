@@ -46,6 +46,7 @@ type rig struct {
 	log    *journal
 	stock  *stock
 	boxes  *sandbox.Controller
+	absent bool // the sandboxer is not among those of the next daemon
 }
 
 func newRig(t testing.TB) *rig {
@@ -74,8 +75,12 @@ func (r *rig) open() {
 	r.boxes, err = sandbox.New(r.ctx, sandbox.Config{Name: "fake", Dir: filepath.Join(r.dir, "boxes"), Backend: r.pods})
 	r.must(err)
 	r.log = &journal{rig: r, grown: make(chan struct{})}
+	var controllers []*sandbox.Controller
+	if !r.absent {
+		controllers = append(controllers, r.boxes)
+	}
 	r.Runtime, err = New(r.ctx, Config{
-		Stock: r.stock, Controllers: []*sandbox.Controller{r.boxes}, Mounts: r.mounts,
+		Stock: r.stock, Controllers: controllers, Mounts: r.mounts,
 		Publisher: r.log, Containers: store{}, Dir: filepath.Join(r.dir, "tasks"),
 	})
 	r.must(err)

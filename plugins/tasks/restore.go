@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
@@ -120,7 +121,8 @@ func (r *Runtime) recorded() []key {
 // load makes a task of its record.
 func (r *Runtime) load(ctx context.Context, k key) error {
 	var s saved
-	if _, err := record.Read(r.recordPath(k), &s); err != nil {
+	current, err := record.Read(r.recordPath(k), &s)
+	if err != nil {
 		return err
 	}
 	live, err := r.find(s.Sandbox)
@@ -128,6 +130,10 @@ func (r *Runtime) load(ctx context.Context, k key) error {
 		return err // quarantined: its tasks are left alone with it
 	}
 	if live == nil {
+		if current && !r.serves(s.Sandboxer) {
+			return fmt.Errorf("sandbox %s is of sandboxer %q, which does not run: the daemon's log has its reason: %w",
+				s.Sandbox, s.Sandboxer, errdefs.ErrUnavailable)
+		}
 		// The sandbox is gone, and everything of it.
 		t := r.newTask(k, nil, s)
 		if err := r.deactivate(namespaces.WithNamespace(ctx, k.namespace), k.id); err != nil {

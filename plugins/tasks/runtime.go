@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/containers"
@@ -70,7 +71,8 @@ func (r *Runtime) Close() error {
 // ID is the stock runtime's: clients know it.
 func (r *Runtime) ID() string { return r.cfg.Stock.ID() }
 
-// find returns the sandbox of that id, or nil if it is not ours.
+// find returns the sandbox of that id, or nil if no sandboxer that runs has it.
+// That does not make it gone: see serves.
 func (r *Runtime) find(id string) (*sandbox.Live, error) {
 	if id == "" {
 		return nil, nil
@@ -82,6 +84,12 @@ func (r *Runtime) find(id string) (*sandbox.Live, error) {
 		}
 	}
 	return nil, nil
+}
+
+// serves says whether a sandboxer runs. One that could not start is left out,
+// and its sandboxes live on.
+func (r *Runtime) serves(sandboxer string) bool {
+	return slices.ContainsFunc(r.cfg.Controllers, func(c *sandbox.Controller) bool { return c.Name() == sandboxer })
 }
 
 // own returns one of our tasks, or nil. One that is only half made is none.
