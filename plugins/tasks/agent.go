@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -146,6 +148,20 @@ func (r *Runtime) read(client *task.Client, f *follower) {
 	}
 	log.G(r.life).WithError(err).Info("lost an agent's events")
 	r.replace(client)
+}
+
+// followed are the live agents whose events are read.
+func (r *Runtime) followed() []*task.Client {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc(slices.Collect(maps.Keys(r.agents)), func(c *task.Client) bool {
+		select {
+		case <-c.Done():
+			return true
+		default:
+			return false
+		}
+	})
 }
 
 // guard keeps what an agent says from ending the daemon.

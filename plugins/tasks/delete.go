@@ -22,11 +22,13 @@ var (
 // Delete implements runtime.PlatformRuntime. A second one of the same task,
 // and the CRI plugin makes two at a time, is errdefs.ErrNotFound.
 func (r *Runtime) Delete(ctx context.Context, id string) (*runtime.Exit, error) {
-	t, err := r.own(ctx, id)
-	if err != nil {
+	t, l, err := r.own(ctx, id)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if t == nil {
+	case l != nil:
+		return nil, l.cause
+	case t == nil:
 		return r.cfg.Stock.Delete(ctx, id)
 	}
 	exit, err := t.delete(ctx)

@@ -250,6 +250,9 @@ func (p *process) Kill(ctx context.Context, signal uint32, all bool) error {
 		}
 		return fmt.Errorf("kill %s: it has finished already: %w", p, errdefs.ErrNotFound)
 	}
+	if p.exec == "" {
+		p.task.uncover() // who ends it waits for its exit, and not for its output
+	}
 	return p.task.call(ctx, func(agent *task.Client) error {
 		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: p.task.key.id, ExecID: p.exec, Signal: signal, All: all})
 		return err

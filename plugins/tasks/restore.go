@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -39,12 +40,25 @@ func (r *Runtime) restore(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
 	for _, k := range r.recorded() {
-		if err := r.load(ctx, k); err != nil {
+		t, err := r.load(k, r.find)
+		switch {
+		case err != nil:
+		case t == nil:
+			err = r.disown(ctx, k)
+		default:
+			r.add(t)
+		}
+		if err != nil {
 			log.G(ctx).WithError(err).WithField("id", k.id).Error("task is not restored")
 			r.quarantine(k, err)
+			go r.await(k)
 		}
 	}
-	tasks := r.all()
+	r.revive(ctx, r.all())
+}
+
+// revive brings loaded tasks up to date. Nobody reads their output yet.
+func (r *Runtime) revive(ctx context.Context, tasks []*Task) {
 	r.veil(tasks)
 	// All tasks must be known to be with their agents before one of these says
 	// which it has.
@@ -118,28 +132,23 @@ func (r *Runtime) recorded() []key {
 	return keys
 }
 
-// load makes a task of its record.
-func (r *Runtime) load(ctx context.Context, k key) error {
+// load makes a task of its record, or nil if its sandbox is gone.
+func (r *Runtime) load(k key, find func(sandbox string) (*sandbox.Live, error)) (*Task, error) {
 	var s saved
 	current, err := record.Read(r.recordPath(k), &s)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	live, err := r.find(s.Sandbox)
-	if err != nil {
-		return err // quarantined: its tasks are left alone with it
-	}
-	if live == nil {
-		if current && !r.serves(s.Sandboxer) {
-			return fmt.Errorf("sandbox %s is of sandboxer %q, which does not run: the daemon's log has its reason: %w",
-				s.Sandbox, s.Sandboxer, errdefs.ErrUnavailable)
-		}
-		// The sandbox is gone, and everything of it.
-		t := r.newTask(k, nil, s)
-		if err := r.deactivate(namespaces.WithNamespace(ctx, k.namespace), k.id); err != nil {
-			return err
-		}
-		return t.erase()
+	live, err := find(s.Sandbox)
+	switch {
+	case err != nil:
+		return nil, err // quarantined: its tasks are left alone with it
+	case live != nil:
+	case current && !r.serves(s.Sandboxer):
+		return nil, fmt.Errorf("sandbox %s is of sandboxer %q, which does not run: the daemon's log has its reason: %w",
+			s.Sandbox, s.Sandboxer, errdefs.ErrUnavailable)
+	default:
+		return nil, nil
 	}
 	t := r.newTask(k, live, s)
 	switch {
@@ -154,8 +163,24 @@ func (r *Runtime) load(ctx context.Context, k key) error {
 		// Until its agent says what it is: clients remove what is only created.
 		t.process.status = runtime.RunningStatus
 	}
-	r.add(t)
-	return nil
+	return t, nil
+}
+
+// disown lets go of a task whose sandbox is gone, and everything of it. An
+// agent that other sandboxes share may have the container still, and refuses to
+// remove one that runs.
+func (r *Runtime) disown(ctx context.Context, k key) error {
+	ctx = namespaces.WithNamespace(ctx, k.namespace)
+	for _, agent := range r.followed() {
+		_, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: k.id})
+		if err = native(err); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("its sandbox is gone and its container is not: %w", err)
+		}
+	}
+	if err := r.deactivate(ctx, k.id); err != nil {
+		return err
+	}
+	return r.newTask(k, nil, saved{}).erase()
 }
 
 // restore brings a loaded task up to date, or finishes what was begun.
