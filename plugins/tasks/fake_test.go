@@ -22,6 +22,7 @@ import (
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
@@ -46,7 +47,10 @@ type rig struct {
 	log    *journal
 	stock  *stock
 	boxes  *sandbox.Controller
-	absent bool // the sandboxer is not among those of the next daemon
+
+	// Of the next daemon:
+	absent bool            // the sandboxer is not among its plugins
+	begin  context.Context // of its start; nil for the test's
 }
 
 func newRig(t testing.TB) *rig {
@@ -79,9 +83,13 @@ func (r *rig) open() {
 	if !r.absent {
 		controllers = append(controllers, r.boxes)
 	}
-	r.Runtime, err = New(r.ctx, Config{
+	begin := r.begin
+	if begin == nil {
+		begin = r.ctx
+	}
+	r.Runtime, err = New(begin, Config{
 		Stock: r.stock, Controllers: controllers, Mounts: r.mounts,
-		Publisher: r.log, Containers: store{}, Dir: filepath.Join(r.dir, "tasks"),
+		Publisher: r.log, Containers: store{dir: r.dir}, Dir: filepath.Join(r.dir, "tasks"),
 	})
 	r.must(err)
 }
@@ -273,6 +281,7 @@ type pods struct {
 	client   *task.Client
 	prepared map[string]*sandbox.Container
 	fail     map[string]error // by call
+	deaf     int              // how many calls of Agent fail before one does not
 }
 
 func (b *pods) Create(_ context.Context, s sandbox.Spec) (sandbox.Sandbox, error) {
@@ -351,6 +360,10 @@ func (p *pod) Agent(ctx context.Context) (*task.Client, error) {
 	b := p.pods
 	b.mu.Lock()
 	err, client := b.fail["agent"], b.client
+	if b.deaf > 0 {
+		b.deaf--
+		err = fmt.Errorf("the agent does not answer: %w", errdefs.ErrUnavailable)
+	}
 	b.mu.Unlock()
 	if p.isOver() {
 		err = fmt.Errorf("the sandbox is over: %w", errdefs.ErrUnavailable)
@@ -456,11 +469,15 @@ func (m *mounts) count(id string) int {
 	return m.active[id]
 }
 
-// store is the metadata of containers: there is none.
-type store struct{ containers.Store }
+// store is the metadata of containers: that their logs are in dir.
+type store struct {
+	containers.Store
+	dir string
+}
 
-func (store) Get(context.Context, string) (containers.Container, error) {
-	return containers.Container{}, errdefs.ErrNotFound
+func (s store) Get(_ context.Context, id string) (containers.Container, error) {
+	meta, err := json.Marshal(map[string]any{"Metadata": map[string]string{"LogPath": filepath.Join(s.dir, id+".log")}})
+	return containers.Container{Extensions: map[string]typeurl.Any{criMetadata: &anypb.Any{Value: meta}}}, err
 }
 
 // stock is the runtime of everything that is not ours.

@@ -15,13 +15,13 @@ import (
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/crilog"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
@@ -31,6 +31,9 @@ const (
 	// as the CRI plugin waits for one container (loadContainerTimeout).
 	restoreTimeout = 10 * time.Second
 
+	// meetTimeout is how much of that may go by until agents answer.
+	meetTimeout = 7 * time.Second
+
 	// restoreLimit is how many tasks are restored at once.
 	restoreLimit = 16
 )
@@ -39,6 +42,7 @@ const (
 func (r *Runtime) restore(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
+	var tasks []*Task
 	for _, k := range r.recorded() {
 		t, err := r.load(k, r.find)
 		switch {
@@ -47,6 +51,7 @@ func (r *Runtime) restore(ctx context.Context) {
 			err = r.disown(ctx, k)
 		default:
 			r.add(t)
+			tasks = append(tasks, t)
 		}
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("id", k.id).Error("task is not restored")
@@ -54,24 +59,28 @@ func (r *Runtime) restore(ctx context.Context) {
 			go r.await(k)
 		}
 	}
-	r.revive(ctx, r.all())
+	r.revive(ctx, tasks)
 }
 
 // revive brings loaded tasks up to date. Nobody reads their output yet.
+//
+// A task whose agent is late is known as it was, and what its agent says of it
+// comes later. Only its log is not completed then: it is the CRI plugin's by
+// that time. To withhold the task from that instead would be worse, for the
+// kubelet ends containers in an unknown state.
 func (r *Runtime) revive(ctx context.Context, tasks []*Task) {
 	r.veil(tasks)
-	// All tasks must be known to be with their agents before one of these says
-	// which it has.
 	for _, t := range tasks {
-		if client, err := t.sandbox.Agent(ctx); err == nil {
-			t.move(client)
+		if t.phase() == living && !t.isDone() {
+			t.holdStdin()
 		}
 	}
-	var mu sync.Mutex
-	late := map[string]*sandbox.Live{}
+	late := r.meet(ctx, tasks)
+	ready := slices.DeleteFunc(slices.Clone(tasks), func(t *Task) bool { return late[t.pod] != nil })
+	var mu sync.Mutex // guards late
 	var g errgroup.Group
 	g.SetLimit(restoreLimit)
-	for _, t := range tasks {
+	for _, t := range ready {
 		g.Go(func() error {
 			if err := t.restore(ctx); err != nil {
 				log.G(ctx).WithError(err).WithField("id", t.key.id).Warn("task is not restored yet")
@@ -84,6 +93,7 @@ func (r *Runtime) revive(ctx context.Context, tasks []*Task) {
 	}
 	_ = g.Wait()
 	for id, live := range late {
+		log.G(ctx).WithField("sandbox", id).Warn("agent is late: output that a former daemon had in hand may be missing in logs")
 		go r.reach(id, live)
 	}
 }
@@ -198,9 +208,6 @@ func (t *Task) restore(ctx context.Context) error {
 	if _, err := t.agent(ctx); err != nil {
 		return err
 	}
-	if !t.isDone() {
-		t.holdStdin()
-	}
 	if !t.saved.Retain {
 		return nil
 	}
@@ -245,13 +252,13 @@ func (t *Task) completeLog(ctx context.Context) (int, error) {
 	if err != nil || path == "" {
 		return 0, err
 	}
-	agent, err := t.agent(ctx)
+	var kept *api.RetainedResponse
+	err = t.call(ctx, func(agent *task.Client) (err error) {
+		kept, err = agent.Retained(ctx, &api.RetainedRequest{ContainerId: t.key.id})
+		return err
+	})
 	if err != nil {
 		return 0, err
-	}
-	kept, err := agent.Retained(ctx, &api.RetainedRequest{ContainerId: t.key.id})
-	if err != nil {
-		return 0, errgrpc.ToNative(err)
 	}
 	var streams []crilog.Retained
 	for name, o := range map[string]*api.Output{"stdout": kept.Stdout, "stderr": kept.Stderr} {
