@@ -78,7 +78,7 @@ func (r *rig) open() {
 	var err error
 	r.boxes, err = sandbox.New(r.ctx, sandbox.Config{Name: "fake", Dir: filepath.Join(r.dir, "boxes"), Backend: r.pods})
 	r.must(err)
-	r.log = &journal{rig: r, grown: make(chan struct{})}
+	r.log = &journal{rig: r, grown: make(chan struct{}), hooks: map[string]func(){}}
 	var controllers []*sandbox.Controller
 	if !r.absent {
 		controllers = append(controllers, r.boxes)
@@ -100,6 +100,11 @@ func (r *rig) crash(between func()) {
 	r.log.dead()
 	r.must(r.Close())
 	for _, t := range r.all() { // as the kernel does
+		t.writing.Lock()
+		t.mu.Lock()
+		t.saved.Phase = erased // it writes no more
+		t.mu.Unlock()
+		t.writing.Unlock()
 		t.uncover()
 		for _, p := range t.processes() {
 			p.letStdin()
@@ -196,7 +201,8 @@ type journal struct {
 	mu    sync.Mutex
 	lines []string
 	full  []any
-	grown chan struct{} // closed and replaced with each event
+	grown chan struct{}     // closed and replaced with each event
+	hooks map[string]func() // by line
 	over  bool
 }
 
@@ -209,6 +215,9 @@ func (l *journal) Publish(ctx context.Context, topic string, e events.Event) err
 	defer l.mu.Unlock()
 	if l.over {
 		return nil
+	}
+	if hook := l.hooks[line(e)]; hook != nil {
+		hook()
 	}
 	l.lines, l.full = append(l.lines, line(e)), append(l.full, e)
 	close(l.grown)
@@ -242,6 +251,13 @@ func (l *journal) dead() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.over = true
+}
+
+// when has a function run within each event of that line.
+func (l *journal) when(line string, f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hooks[line] = f
 }
 
 // want waits for as many events and compares them.

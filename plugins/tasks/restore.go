@@ -162,8 +162,7 @@ func (r *Runtime) load(k key, find func(sandbox string) (*sandbox.Live, error)) 
 	}
 	t := r.newTask(k, live, s)
 	switch {
-	case s.Phase == creating:
-		t.hold() // it was never told of
+	case s.Phase == creating: // see withdraw
 	case s.Exit != nil:
 		t.process.status, t.process.exit = runtime.StoppedStatus, *s.Exit
 		close(t.done)
@@ -239,7 +238,7 @@ func (t *Task) resume(ctx context.Context) error {
 	defer end()
 	switch t.phase() {
 	case creating:
-		err = t.discard(ctx)
+		err = t.withdraw(ctx)
 	case deleting:
 		_, err = t.dispose(ctx)
 	}
