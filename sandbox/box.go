@@ -20,6 +20,8 @@ type box struct {
 	writing chan struct{} // holds a token while a record is written
 	done    chan struct{} // closed when the sandbox has ended
 
+	recovered chan struct{} // closed when a sandbox of a former daemon is recovered; nil for others
+
 	mu        sync.Mutex // guards what follows, never held over I/O
 	name      string     // CRI's, unique within namespace while it is known
 	namespace string
@@ -27,6 +29,7 @@ type box struct {
 	state     State
 	sandbox   Sandbox // nil before Create is done and when quarantined
 	reason    string  // why it is quarantined
+	attempts  int     // to recover it, that have ended
 	plan      *plan   // until Start returns; later it is on disk
 	resources *Resources
 	ended     bool // and exit is known; done is closed soon
@@ -67,6 +70,12 @@ func (b *box) current() (State, Sandbox) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.state, b.sandbox
+}
+
+func (b *box) tries() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.attempts
 }
 
 func (b *box) become(sandbox Sandbox) {

@@ -11,7 +11,10 @@ import (
 
 // Live is a sandbox as the task runtime has it. It stays valid when the sandbox
 // ends, and through its backend's panics.
-type Live struct{ box *box }
+type Live struct {
+	box       *box
+	sandboxer string
+}
 
 // Get returns a sandbox for its containers' sake. Its errors are
 // errdefs.ErrNotFound for one that is not of this sandboxer, ErrUnavailable for
@@ -31,8 +34,52 @@ func (c *Controller) Get(id string) (*Live, error) {
 	case Quarantined:
 		return nil, fmt.Errorf("sandbox %s is quarantined: %s: %w", id, b.reason, errdefs.ErrFailedPrecondition)
 	}
-	return &Live{b}, nil
+	return &Live{b, c.cfg.Name}, nil
 }
+
+// Recover is Get for who needs the sandbox now: it waits for a recovery that is
+// under way, and tries again where one has failed. All who ask during an
+// attempt share its result.
+func (c *Controller) Recover(ctx context.Context, id string) (*Live, error) {
+	live, err := c.Get(id)
+	if err == nil || errdefs.IsNotFound(err) {
+		return live, err
+	}
+	b, err := c.box(id)
+	if err != nil {
+		return nil, err
+	}
+	tried := b.tries()
+	end, err := b.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if b.tries() == tried {
+		if err := c.release(ctx, b); err != nil {
+			return nil, err
+		}
+	}
+	return c.Get(id)
+}
+
+// Await blocks until the sandbox is neither being recovered nor quarantined,
+// whoever brought that about. It may be gone then.
+func (c *Controller) Await(ctx context.Context, id string) error {
+	b, err := c.box(id)
+	if err != nil || b.recovered == nil {
+		return err
+	}
+	select {
+	case <-b.recovered:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the recovery of sandbox %s: %w", id, ctx.Err())
+	}
+}
+
+// Sandboxer is the name of the one that has the sandbox.
+func (l *Live) Sandboxer() string { return l.sandboxer }
 
 // Running says whether the sandbox takes containers.
 func (l *Live) Running() bool {

@@ -49,6 +49,7 @@ func (c *Controller) recover(ctx context.Context) error {
 		}
 		b := newBox(e.Name(), filepath.Join(c.cfg.Dir, e.Name()), Recovering)
 		b.createdAt = b.age()
+		b.recovered = make(chan struct{})
 		b.turn <- struct{}{}
 		c.boxes[b.id] = b
 		boxes = append(boxes, b)
@@ -102,12 +103,16 @@ func (c *Controller) revive(ctx context.Context, b *box) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
 	err := c.restore(ctx, b)
+	b.mu.Lock()
+	b.attempts++
+	if err != nil {
+		b.reason = err.Error()
+	}
+	b.mu.Unlock()
 	if err == nil {
+		close(b.recovered)
 		return
 	}
-	b.mu.Lock()
-	b.reason = err.Error()
-	b.mu.Unlock()
 	err = errors.Join(err, b.resume(ctx, Quarantined))
 	log.G(ctx).WithError(err).WithField(keySandbox, b.id).Error("sandbox is quarantined: nothing of it is touched")
 }

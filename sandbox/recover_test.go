@@ -187,6 +187,70 @@ func TestFailedRestore(t *testing.T) {
 	}
 }
 
+// Who needs a quarantined sandbox has its recovery tried again, once for all who
+// ask meanwhile.
+func TestRecover(t *testing.T) {
+	const callers = 5
+	dir, world := t.TempDir(), t.TempDir()
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	first := &fixture{T: t, ctx: ctx, dir: dir, memory: &sandboxtest.Memory{World: world}}
+	first.open()
+	first.run("one")
+	first.must(first.Close())
+
+	synctest.Test(t, func(t *testing.T) {
+		ctx := namespaces.WithNamespace(t.Context(), "test")
+		attempts, result := make(chan struct{}, callers), make(chan error, callers)
+		result <- errHook
+		memory := &sandboxtest.Memory{World: world, OnRestore: func(context.Context) error {
+			attempts <- struct{}{}
+			return <-result
+		}}
+		c, err := sandbox.New(ctx, sandbox.Config{Name: "memory", Dir: dir, Backend: memory})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Recover(ctx, "none"); !errdefs.IsNotFound(err) {
+			t.Errorf("an unknown one: %v", err)
+		}
+		recovered := async(func() error { return c.Await(ctx, "one") })
+		for i, want := range []error{errHook, nil} {
+			all := make(chan error, callers)
+			for range callers {
+				go func() {
+					_, err := c.Recover(ctx, "one")
+					all <- err
+				}()
+			}
+			synctest.Wait()
+			if n := len(attempts); n != i+2 {
+				t.Errorf("%d attempts to recover it, want %d", n, i+2)
+			}
+			select {
+			case err := <-recovered:
+				t.Errorf("taken for recovered: %v", err)
+			default:
+			}
+			result <- want
+			for range callers {
+				if err := <-all; (err == nil) != (want == nil) || err != nil && !strings.Contains(err.Error(), want.Error()) {
+					t.Errorf("recover: %v, want %v", err, want)
+				}
+			}
+		}
+		if err := <-recovered; err != nil {
+			t.Error(err)
+		}
+		if live, err := c.Recover(ctx, "one"); err != nil || !live.Running() {
+			t.Errorf("afterwards: %v", err)
+		}
+		if err := c.Shutdown(ctx, "one"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // After a reboot nothing lives, whatever the records say.
 func TestReboot(t *testing.T) {
 	for name, prepare := range map[string]func(f *fixture){

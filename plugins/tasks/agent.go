@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -148,6 +151,20 @@ func (r *Runtime) read(client *task.Client, f *follower) {
 	r.replace(client)
 }
 
+// followed are the live agents whose events are read.
+func (r *Runtime) followed() []*task.Client {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc(slices.Collect(maps.Keys(r.agents)), func(c *task.Client) bool {
+		select {
+		case <-c.Done():
+			return true
+		default:
+			return false
+		}
+	})
+}
+
 // guard keeps what an agent says from ending the daemon.
 func (r *Runtime) guard(f func()) {
 	defer func() {
@@ -187,6 +204,57 @@ func (r *Runtime) replace(client *task.Client) {
 	}
 	for id, live := range sandboxes {
 		go r.reach(id, live)
+	}
+}
+
+// meet reaches the agents of tasks, and returns the sandboxes whose agents do
+// not answer in time. All tasks must be known to be with their agents before
+// one of these says which it has.
+func (r *Runtime) meet(ctx context.Context, tasks []*Task) (late map[string]*sandbox.Live) {
+	ctx, cancel := context.WithTimeout(ctx, meetTimeout)
+	defer cancel()
+	pods := map[string][]*Task{}
+	for _, t := range tasks {
+		pods[t.pod] = append(pods[t.pod], t)
+	}
+	late = map[string]*sandbox.Live{}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for id, tasks := range pods {
+		all.Go(func() {
+			live := tasks[0].sandbox
+			client, err := dial(ctx, live)
+			if err != nil && !tasks[0].over() {
+				log.G(ctx).WithError(err).WithField("sandbox", id).Warn("agent does not answer")
+				mu.Lock()
+				defer mu.Unlock()
+				late[id] = live
+			}
+			for _, t := range tasks {
+				t.move(client)
+			}
+		})
+	}
+	all.Wait()
+	return late
+}
+
+// dial reaches a sandbox's agent, which may be on its way.
+func dial(ctx context.Context, live *sandbox.Live) (*task.Client, error) {
+	for delay := minRetry; ; delay = min(2*delay, maxRetry) {
+		client, err := live.Agent(ctx)
+		if err == nil {
+			return client, nil
+		}
+		wait := time.NewTimer(delay)
+		select {
+		case <-wait.C:
+			continue
+		case <-live.Done():
+		case <-ctx.Done():
+		}
+		wait.Stop()
+		return nil, err
 	}
 }
 

@@ -33,6 +33,7 @@ type agent struct {
 	cond  sync.Cond
 	pid   uint32 // of the last process
 	procs map[procKey]*api.Process
+	kept  map[string]string // what is retained of a container's stdout
 	calls []string
 	fail  map[string]error         // by call
 	hooks map[string]func()        // by call: runs before the answer
@@ -47,7 +48,7 @@ type procKey struct {
 }
 
 func newAgent() *agent {
-	a := &agent{pid: 100, procs: map[procKey]*api.Process{}, fail: map[string]error{}, hooks: map[string]func(){}, subs: map[chan *api.Event]bool{}}
+	a := &agent{pid: 100, procs: map[procKey]*api.Process{}, kept: map[string]string{}, fail: map[string]error{}, hooks: map[string]func(){}, subs: map[chan *api.Event]bool{}}
 	a.cond.L = &a.mu
 	return a
 }
@@ -467,6 +468,15 @@ func (a *agent) List(ctx context.Context, _ *api.ListRequest) (*api.ListResponse
 		})
 	}
 	return resp, nil
+}
+
+func (a *agent) Retained(ctx context.Context, r *api.RetainedRequest) (*api.RetainedResponse, error) {
+	if _, err := a.enter(ctx, "retained", r.ContainerId, ""); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return &api.RetainedResponse{Stdout: &api.Output{Data: []byte(a.kept[r.ContainerId]), Complete: true}}, nil
 }
 
 func (a *agent) Events(ctx context.Context, _ *api.EventsRequest, s api.Agent_EventsServer) error {

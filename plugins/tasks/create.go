@@ -21,6 +21,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 var (
@@ -82,9 +83,9 @@ func (r *Runtime) create(ctx context.Context, id string, live *sandbox.Live, opt
 		return nil, err
 	}
 	t := r.newTask(key{namespace, id}, live, saved{
-		Sandbox: opts.SandboxID,
-		Phase:   creating,
-		Stdin:   opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
+		Sandbox: opts.SandboxID, Sandboxer: live.Sandboxer(),
+		Phase: creating,
+		Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
 		Retain: retain(spec),
 	})
 	t.hold()
@@ -196,15 +197,20 @@ func (t *Task) create(ctx context.Context, spec *specs.Spec, opts runtime.Create
 		return err
 	}
 	fpCreated.Hit()
-	if err := t.save(func(s *saved) { s.Phase, s.Pid = living, pid }); err != nil {
-		return err
-	}
+	t.mu.Lock()
+	t.saved.Phase, t.saved.Pid = living, pid
+	t.mu.Unlock()
 	t.holdStdin()
+	// Told before it is recorded: what the next daemon finds half made it
+	// removes, and tells of its end.
 	t.publish(&apievents.TaskCreate{
 		ContainerID: t.key.id, Bundle: bundle.Path, Rootfs: apiMounts(opts.Rootfs), Pid: pid, Checkpoint: opts.Checkpoint,
 		IO: &apievents.TaskIO{Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal},
 	})
 	fpTold.Hit()
+	if err := t.save(func(*saved) {}); err != nil {
+		return err
+	}
 	if opts.RestoreFromPath {
 		return t.Start(ctx) // CRI takes it for started
 	}
@@ -227,7 +233,7 @@ func (t *Task) make(ctx context.Context, bundle sandbox.Bundle, opts runtime.Cre
 	}
 	t.process.mu.Lock()
 	defer t.process.mu.Unlock()
-	t.process.pid = resp.Pid
+	t.process.made(resp.Pid)
 	return resp.Pid, nil
 }
 
@@ -245,11 +251,7 @@ func (t *Task) abandon(ctx context.Context) error {
 		return t.discard(ctx)
 	}
 	t.let() // it was told of, and so its end is
-	if err := t.kill(ctx); err != nil {
-		return fmt.Errorf("end container %s: %w", t.key.id, err)
-	}
-	_, err := t.dispose(ctx)
-	return err
+	return t.withdraw(ctx)
 }
 
 // discard removes a task whose creation did not end well, wherever it got. The
@@ -258,7 +260,31 @@ func (t *Task) discard(ctx context.Context) error {
 	if err := t.kill(ctx); err != nil && !t.over() {
 		return fmt.Errorf("end container %s: %w", t.key.id, err)
 	}
-	return t.release(ctx)
+	if err := t.release(ctx); err != nil {
+		return err
+	}
+	return t.forget()
+}
+
+// withdraw is discard of a task that may have been told of: that is so if its
+// agent had made it.
+func (t *Task) withdraw(ctx context.Context) error {
+	err := t.kill(ctx)
+	switch {
+	case err == nil:
+	case !t.over():
+		return fmt.Errorf("end container %s: %w", t.key.id, err)
+	default:
+		t.finish(t.killed())
+	}
+	if err := t.settle(ctx); err != nil {
+		return err
+	}
+	if pid, _ := t.PID(ctx); pid == 0 {
+		return t.discard(ctx)
+	}
+	_, err = t.dispose(ctx)
+	return err
 }
 
 // kill ends the container, if there is one, and removes it from the agent.
@@ -272,7 +298,10 @@ func (t *Task) kill(ctx context.Context) error {
 		if err = native(err); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 			return err
 		}
-		_, err = agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id})
+		resp, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id})
+		if err == nil && resp.ExitedAt != nil {
+			t.ending(resp.Pid, &api.Exit{Status: resp.ExitStatus, ExitedAt: resp.ExitedAt})
+		}
 		return ignore(native(err), errdefs.IsNotFound)
 	})
 }

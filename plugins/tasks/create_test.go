@@ -83,6 +83,6 @@ func TestErasedRecordStaysErased(t *testing.T) {
 	r.wait(c)
 	_, err := r.Delete(r.ctx, "c")
 	r.must(err)
-	p.exited(exit{Status: 1})
+	p.exited(0, exit{Status: 1})
 	r.clean("c")
 }

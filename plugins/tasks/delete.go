@@ -22,11 +22,13 @@ var (
 // Delete implements runtime.PlatformRuntime. A second one of the same task,
 // and the CRI plugin makes two at a time, is errdefs.ErrNotFound.
 func (r *Runtime) Delete(ctx context.Context, id string) (*runtime.Exit, error) {
-	t, err := r.own(ctx, id)
-	if err != nil {
+	t, l, err := r.own(ctx, id)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if t == nil {
+	case l != nil:
+		return nil, l.cause
+	case t == nil:
 		return r.cfg.Stock.Delete(ctx, id)
 	}
 	exit, err := t.delete(ctx)
@@ -55,7 +57,8 @@ func (t *Task) delete(ctx context.Context) (*runtime.Exit, error) {
 	return t.dispose(ctx)
 }
 
-// dispose removes a task that its agent has no more, and tells.
+// dispose removes a task that its agent has no more, and tells, before nobody
+// knows any more that this is to be done.
 func (t *Task) dispose(ctx context.Context) (*runtime.Exit, error) {
 	if err := t.release(ctx); err != nil {
 		return nil, err
@@ -64,7 +67,7 @@ func (t *Task) dispose(ctx context.Context) (*runtime.Exit, error) {
 	t.publish(&apievents.TaskDelete{
 		ContainerID: t.key.id, Pid: exit.Pid, ExitStatus: exit.Status, ExitedAt: timestamp(exit.Timestamp),
 	})
-	return exit, nil
+	return exit, t.forget()
 }
 
 // remove deletes a process from its agent. A process of a sandbox that has
@@ -73,7 +76,7 @@ func (t *Task) remove(ctx context.Context, p *process) error {
 	err := t.call(ctx, func(agent *task.Client) error {
 		resp, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id, ExecID: p.exec})
 		if err == nil && resp.ExitedAt != nil {
-			p.exited(exit{Status: resp.ExitStatus, At: resp.ExitedAt.AsTime()})
+			p.exited(resp.Pid, exit{Status: resp.ExitStatus, At: resp.ExitedAt.AsTime()})
 		}
 		return err
 	})
@@ -82,7 +85,7 @@ func (t *Task) remove(ctx context.Context, p *process) error {
 	case !errdefs.IsNotFound(err):
 		return err
 	case t.over(): // and its agent with it
-		p.exited(t.killed())
+		p.exited(0, t.killed())
 	}
 	return p.settle(ctx)
 }
@@ -104,7 +107,8 @@ func (p *process) settle(ctx context.Context) error {
 // caller has its turn.
 func (t *Task) release(ctx context.Context) error {
 	if t.phase() == living {
-		if err := t.save(func(s *saved) { s.Phase = deleting }); err != nil {
+		e := t.told()
+		if err := t.save(func(s *saved) { s.Phase, s.Exit = deleting, e }); err != nil {
 			return err
 		}
 	}
@@ -112,9 +116,22 @@ func (t *Task) release(ctx context.Context) error {
 		return err
 	}
 	fpReleased.Hit()
-	if err := t.runtime.deactivate(ctx, t.key.id); err != nil {
-		return err
+	return t.runtime.deactivate(ctx, t.key.id)
+}
+
+// told is the first process's exit, if that was told, or nil.
+func (t *Task) told() *exit {
+	t.process.mu.Lock()
+	defer t.process.mu.Unlock()
+	if !t.isDone() || t.process.buried {
+		return nil
 	}
+	e := t.process.exit
+	return &e
+}
+
+// forget ends a task that was released.
+func (t *Task) forget() error {
 	if err := t.erase(); err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
@@ -46,6 +47,10 @@ type rig struct {
 	log    *journal
 	stock  *stock
 	boxes  *sandbox.Controller
+
+	// Of the next daemon:
+	absent bool            // the sandboxer is not among its plugins
+	begin  context.Context // of its start; nil for the test's
 }
 
 func newRig(t testing.TB) *rig {
@@ -73,10 +78,18 @@ func (r *rig) open() {
 	var err error
 	r.boxes, err = sandbox.New(r.ctx, sandbox.Config{Name: "fake", Dir: filepath.Join(r.dir, "boxes"), Backend: r.pods})
 	r.must(err)
-	r.log = &journal{rig: r, grown: make(chan struct{})}
-	r.Runtime, err = New(r.ctx, Config{
-		Stock: r.stock, Controllers: []*sandbox.Controller{r.boxes}, Mounts: r.mounts,
-		Publisher: r.log, Containers: store{}, Dir: filepath.Join(r.dir, "tasks"),
+	r.log = &journal{rig: r, grown: make(chan struct{}), hooks: map[string]func(){}}
+	var controllers []*sandbox.Controller
+	if !r.absent {
+		controllers = append(controllers, r.boxes)
+	}
+	begin := r.begin
+	if begin == nil {
+		begin = r.ctx
+	}
+	r.Runtime, err = New(begin, Config{
+		Stock: r.stock, Controllers: controllers, Mounts: r.mounts,
+		Publisher: r.log, Containers: store{dir: r.dir}, Dir: filepath.Join(r.dir, "tasks"),
 	})
 	r.must(err)
 }
@@ -87,6 +100,11 @@ func (r *rig) crash(between func()) {
 	r.log.dead()
 	r.must(r.Close())
 	for _, t := range r.all() { // as the kernel does
+		t.writing.Lock()
+		t.mu.Lock()
+		t.saved.Phase = erased // it writes no more
+		t.mu.Unlock()
+		t.writing.Unlock()
 		t.uncover()
 		for _, p := range t.processes() {
 			p.letStdin()
@@ -183,7 +201,8 @@ type journal struct {
 	mu    sync.Mutex
 	lines []string
 	full  []any
-	grown chan struct{} // closed and replaced with each event
+	grown chan struct{}     // closed and replaced with each event
+	hooks map[string]func() // by line
 	over  bool
 }
 
@@ -196,6 +215,9 @@ func (l *journal) Publish(ctx context.Context, topic string, e events.Event) err
 	defer l.mu.Unlock()
 	if l.over {
 		return nil
+	}
+	if hook := l.hooks[line(e)]; hook != nil {
+		hook()
 	}
 	l.lines, l.full = append(l.lines, line(e)), append(l.full, e)
 	close(l.grown)
@@ -229,6 +251,13 @@ func (l *journal) dead() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.over = true
+}
+
+// when has a function run within each event of that line.
+func (l *journal) when(line string, f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hooks[line] = f
 }
 
 // want waits for as many events and compares them.
@@ -268,6 +297,7 @@ type pods struct {
 	client   *task.Client
 	prepared map[string]*sandbox.Container
 	fail     map[string]error // by call
+	deaf     int              // how many calls of Agent fail before one does not
 }
 
 func (b *pods) Create(_ context.Context, s sandbox.Spec) (sandbox.Sandbox, error) {
@@ -346,6 +376,10 @@ func (p *pod) Agent(ctx context.Context) (*task.Client, error) {
 	b := p.pods
 	b.mu.Lock()
 	err, client := b.fail["agent"], b.client
+	if b.deaf > 0 {
+		b.deaf--
+		err = fmt.Errorf("the agent does not answer: %w", errdefs.ErrUnavailable)
+	}
 	b.mu.Unlock()
 	if p.isOver() {
 		err = fmt.Errorf("the sandbox is over: %w", errdefs.ErrUnavailable)
@@ -451,11 +485,15 @@ func (m *mounts) count(id string) int {
 	return m.active[id]
 }
 
-// store is the metadata of containers: there is none.
-type store struct{ containers.Store }
+// store is the metadata of containers: that their logs are in dir.
+type store struct {
+	containers.Store
+	dir string
+}
 
-func (store) Get(context.Context, string) (containers.Container, error) {
-	return containers.Container{}, errdefs.ErrNotFound
+func (s store) Get(_ context.Context, id string) (containers.Container, error) {
+	meta, err := json.Marshal(map[string]any{"Metadata": map[string]string{"LogPath": filepath.Join(s.dir, id+".log")}})
+	return containers.Container{Extensions: map[string]typeurl.Any{criMetadata: &anypb.Any{Value: meta}}}, err
 }
 
 // stock is the runtime of everything that is not ours.

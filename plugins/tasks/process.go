@@ -126,15 +126,28 @@ func (p *process) let() {
 	pending := p.pending
 	p.mu.Unlock()
 	if pending != nil {
-		p.exited(*pending) // it may have to wait on
+		p.exited(0, *pending) // it may have to wait on
 	}
 }
 
-// exited takes note of an exit and tells, once. A process without a pid never
-// ran, and its exit is no event.
-func (p *process) exited(e exit) {
+// made takes note of the process's pid, with p.mu held. If an exit is known
+// already that has another pid, then it is of a former process of its id.
+func (p *process) made(pid uint32) {
+	if p.pid != 0 && p.pid != pid {
+		p.pending = nil
+	}
+	p.pid = pid
+}
+
+// exited takes note of an exit and tells, once. pid is 0 if only the id is
+// known, and not whether it is of a former process of that id. A process without
+// a pid never ran, and its exit is no event.
+func (p *process) exited(pid uint32, e exit) {
 	p.mu.Lock()
-	if p.status == runtime.StoppedStatus {
+	if p.pid == 0 {
+		p.pid = pid // until made
+	}
+	if p.status == runtime.StoppedStatus || pid != 0 && pid != p.pid {
 		p.mu.Unlock()
 		return
 	}
@@ -147,10 +160,10 @@ func (p *process) exited(e exit) {
 	}
 	e = *p.pending // who was the first to say
 	p.status, p.exit = runtime.StoppedStatus, e
-	pid := p.pid
+	pid = p.pid
 	p.mu.Unlock()
 	p.letStdin()
-	event := pid != 0 && !p.task.told(p)
+	event := pid != 0 && !p.task.repeated(p)
 	if event {
 		p.task.publish(&apievents.TaskExit{
 			ContainerID: p.task.key.id, ID: p.ID(), Pid: pid, ExitStatus: e.Status, ExitedAt: timestamp(e.At),
@@ -208,7 +221,8 @@ func (p *process) Start(ctx context.Context) error {
 	}
 	fpStarted.Hit()
 	p.mu.Lock()
-	p.pid, p.status = pid, runtime.RunningStatus
+	p.made(pid)
+	p.status = runtime.RunningStatus
 	p.mu.Unlock()
 	if p.exec == "" {
 		p.task.publish(&apievents.TaskStart{ContainerID: p.task.key.id, Pid: pid})
@@ -249,6 +263,9 @@ func (p *process) Kill(ctx context.Context, signal uint32, all bool) error {
 			return nil // nothing is left in it
 		}
 		return fmt.Errorf("kill %s: it has finished already: %w", p, errdefs.ErrNotFound)
+	}
+	if p.exec == "" {
+		p.task.uncover() // who ends it waits for its exit, and not for its output
 	}
 	return p.task.call(ctx, func(agent *task.Client) error {
 		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: p.task.key.id, ExecID: p.exec, Signal: signal, All: all})

@@ -51,12 +51,7 @@ func (p *process) ending(pid uint32, e *api.Exit) {
 		log.G(p.task.runtime.life).WithField("id", p.task.key.id).WithField("exec", p.exec).
 			Warnf("exit status is unknown: %s", e.Unknown)
 	}
-	p.mu.Lock()
-	if p.pid == 0 {
-		p.pid = pid
-	}
-	p.mu.Unlock()
-	p.exited(exit{Status: e.Status, At: e.ExitedAt.AsTime()})
+	p.exited(pid, exit{Status: e.Status, At: e.ExitedAt.AsTime()})
 }
 
 // reconcile makes the tasks of an agent what it says they are.
@@ -141,14 +136,14 @@ func (p *process) vanished() {
 	made := p.busy > 0 && p.pid == 0
 	p.mu.Unlock()
 	if !made {
-		p.exited(exit{Status: unknownStatus, At: time.Now()})
+		p.exited(0, exit{Status: unknownStatus, At: time.Now()})
 	}
 }
 
 // finish ends all processes of the task.
 func (t *Task) finish(e exit) {
 	for _, p := range t.processes() {
-		p.exited(e)
+		p.exited(0, e)
 	}
 }
 

@@ -26,12 +26,13 @@ const (
 
 // saved is a task's record.
 type saved struct {
-	Sandbox string   `json:"sandbox"`
-	Phase   phase    `json:"phase"`
-	Pid     uint32   `json:"pid,omitempty"`
-	Exit    *exit    `json:"exit,omitempty"` // it was told
-	Told    []string `json:"told,omitempty"` // execs whose exit was told
-	Retain  bool     `json:"retain,omitempty"`
+	Sandbox   string   `json:"sandbox"`
+	Sandboxer string   `json:"sandboxer"` // alone knows whether the sandbox is gone; empty in older records
+	Phase     phase    `json:"phase"`
+	Pid       uint32   `json:"pid,omitempty"`
+	Exit      *exit    `json:"exit,omitempty"` // it was told
+	Told      []string `json:"told,omitempty"` // execs whose exit was told
+	Retain    bool     `json:"retain,omitempty"`
 
 	Stdin, Stdout, Stderr string `json:",omitempty"`
 	StdinClosed           bool   `json:",omitempty"`

@@ -11,15 +11,17 @@ import (
 	"sync"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/crilog"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
@@ -29,6 +31,9 @@ const (
 	// as the CRI plugin waits for one container (loadContainerTimeout).
 	restoreTimeout = 10 * time.Second
 
+	// meetTimeout is how much of that may go by until agents answer.
+	meetTimeout = 7 * time.Second
+
 	// restoreLimit is how many tasks are restored at once.
 	restoreLimit = 16
 )
@@ -37,26 +42,45 @@ const (
 func (r *Runtime) restore(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
+	var tasks []*Task
 	for _, k := range r.recorded() {
-		if err := r.load(ctx, k); err != nil {
+		t, err := r.load(k, r.find)
+		switch {
+		case err != nil:
+		case t == nil:
+			err = r.disown(ctx, k)
+		default:
+			r.add(t)
+			tasks = append(tasks, t)
+		}
+		if err != nil {
 			log.G(ctx).WithError(err).WithField("id", k.id).Error("task is not restored")
 			r.quarantine(k, err)
+			go r.await(k)
 		}
 	}
-	tasks := r.all()
+	r.revive(ctx, tasks)
+}
+
+// revive brings loaded tasks up to date. Nobody reads their output yet.
+//
+// A task whose agent is late is known as it was, and what its agent says of it
+// comes later. Only its log is not completed then: it is the CRI plugin's by
+// that time. To withhold the task from that instead would be worse, for the
+// kubelet ends containers in an unknown state.
+func (r *Runtime) revive(ctx context.Context, tasks []*Task) {
 	r.veil(tasks)
-	// All tasks must be known to be with their agents before one of these says
-	// which it has.
 	for _, t := range tasks {
-		if client, err := t.sandbox.Agent(ctx); err == nil {
-			t.move(client)
+		if t.phase() == living && !t.isDone() {
+			t.holdStdin()
 		}
 	}
-	var mu sync.Mutex
-	late := map[string]*sandbox.Live{}
+	late := r.meet(ctx, tasks)
+	ready := slices.DeleteFunc(slices.Clone(tasks), func(t *Task) bool { return late[t.pod] != nil })
+	var mu sync.Mutex // guards late
 	var g errgroup.Group
 	g.SetLimit(restoreLimit)
-	for _, t := range tasks {
+	for _, t := range ready {
 		g.Go(func() error {
 			if err := t.restore(ctx); err != nil {
 				log.G(ctx).WithError(err).WithField("id", t.key.id).Warn("task is not restored yet")
@@ -69,6 +93,7 @@ func (r *Runtime) restore(ctx context.Context) {
 	}
 	_ = g.Wait()
 	for id, live := range late {
+		log.G(ctx).WithField("sandbox", id).Warn("agent is late: output that a former daemon had in hand may be missing in logs")
 		go r.reach(id, live)
 	}
 }
@@ -117,28 +142,27 @@ func (r *Runtime) recorded() []key {
 	return keys
 }
 
-// load makes a task of its record.
-func (r *Runtime) load(ctx context.Context, k key) error {
+// load makes a task of its record, or nil if its sandbox is gone.
+func (r *Runtime) load(k key, find func(sandbox string) (*sandbox.Live, error)) (*Task, error) {
 	var s saved
-	if _, err := record.Read(r.recordPath(k), &s); err != nil {
-		return err
-	}
-	live, err := r.find(s.Sandbox)
+	current, err := record.Read(r.recordPath(k), &s)
 	if err != nil {
-		return err // quarantined: its tasks are left alone with it
+		return nil, err
 	}
-	if live == nil {
-		// The sandbox is gone, and everything of it.
-		t := r.newTask(k, nil, s)
-		if err := r.deactivate(namespaces.WithNamespace(ctx, k.namespace), k.id); err != nil {
-			return err
-		}
-		return t.erase()
+	live, err := find(s.Sandbox)
+	switch {
+	case err != nil:
+		return nil, err // quarantined: its tasks are left alone with it
+	case live != nil:
+	case current && !r.serves(s.Sandboxer):
+		return nil, fmt.Errorf("sandbox %s is of sandboxer %q, which does not run: the daemon's log has its reason: %w",
+			s.Sandbox, s.Sandboxer, errdefs.ErrUnavailable)
+	default:
+		return nil, nil
 	}
 	t := r.newTask(k, live, s)
 	switch {
-	case s.Phase == creating:
-		t.hold() // it was never told of
+	case s.Phase == creating: // see withdraw
 	case s.Exit != nil:
 		t.process.status, t.process.exit = runtime.StoppedStatus, *s.Exit
 		close(t.done)
@@ -148,8 +172,24 @@ func (r *Runtime) load(ctx context.Context, k key) error {
 		// Until its agent says what it is: clients remove what is only created.
 		t.process.status = runtime.RunningStatus
 	}
-	r.add(t)
-	return nil
+	return t, nil
+}
+
+// disown lets go of a task whose sandbox is gone, and everything of it. An
+// agent that other sandboxes share may have the container still, and refuses to
+// remove one that runs.
+func (r *Runtime) disown(ctx context.Context, k key) error {
+	ctx = namespaces.WithNamespace(ctx, k.namespace)
+	for _, agent := range r.followed() {
+		_, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: k.id})
+		if err = native(err); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("its sandbox is gone and its container is not: %w", err)
+		}
+	}
+	if err := r.deactivate(ctx, k.id); err != nil {
+		return err
+	}
+	return r.newTask(k, nil, saved{}).erase()
 }
 
 // restore brings a loaded task up to date, or finishes what was begun.
@@ -166,9 +206,6 @@ func (t *Task) restore(ctx context.Context) error {
 	}
 	if _, err := t.agent(ctx); err != nil {
 		return err
-	}
-	if !t.isDone() {
-		t.holdStdin()
 	}
 	if !t.saved.Retain {
 		return nil
@@ -201,7 +238,7 @@ func (t *Task) resume(ctx context.Context) error {
 	defer end()
 	switch t.phase() {
 	case creating:
-		err = t.discard(ctx)
+		err = t.withdraw(ctx)
 	case deleting:
 		_, err = t.dispose(ctx)
 	}
@@ -214,13 +251,13 @@ func (t *Task) completeLog(ctx context.Context) (int, error) {
 	if err != nil || path == "" {
 		return 0, err
 	}
-	agent, err := t.agent(ctx)
+	var kept *api.RetainedResponse
+	err = t.call(ctx, func(agent *task.Client) (err error) {
+		kept, err = agent.Retained(ctx, &api.RetainedRequest{ContainerId: t.key.id})
+		return err
+	})
 	if err != nil {
 		return 0, err
-	}
-	kept, err := agent.Retained(ctx, &api.RetainedRequest{ContainerId: t.key.id})
-	if err != nil {
-		return 0, errgrpc.ToNative(err)
 	}
 	var streams []crilog.Retained
 	for name, o := range map[string]*api.Output{"stdout": kept.Stdout, "stderr": kept.Stderr} {

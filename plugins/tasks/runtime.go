@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/containers"
@@ -38,7 +39,7 @@ type Runtime struct {
 
 	mu     sync.Mutex
 	tasks  map[key]*Task
-	broken map[key]lost // not restored
+	broken map[key]*lost // not restored
 	agents map[*task.Client]*follower
 }
 
@@ -53,7 +54,7 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	r := &Runtime{
 		cfg:    cfg,
 		tasks:  map[key]*Task{},
-		broken: map[key]lost{},
+		broken: map[key]*lost{},
 		agents: map[*task.Client]*follower{},
 	}
 	r.life, r.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -70,13 +71,23 @@ func (r *Runtime) Close() error {
 // ID is the stock runtime's: clients know it.
 func (r *Runtime) ID() string { return r.cfg.Stock.ID() }
 
-// find returns the sandbox of that id, or nil if it is not ours.
+// find returns the sandbox of that id, or nil if no sandboxer that runs has it.
+// That does not make it gone: see serves.
 func (r *Runtime) find(id string) (*sandbox.Live, error) {
+	return r.look(id, func(c *sandbox.Controller) (*sandbox.Live, error) { return c.Get(id) })
+}
+
+// recover is find for one that may be quarantined: its recovery is tried again.
+func (r *Runtime) recover(ctx context.Context, id string) (*sandbox.Live, error) {
+	return r.look(id, func(c *sandbox.Controller) (*sandbox.Live, error) { return c.Recover(ctx, id) })
+}
+
+func (r *Runtime) look(id string, get func(*sandbox.Controller) (*sandbox.Live, error)) (*sandbox.Live, error) {
 	if id == "" {
 		return nil, nil
 	}
 	for _, c := range r.cfg.Controllers {
-		live, err := c.Get(id)
+		live, err := get(c)
 		if !errdefs.IsNotFound(err) {
 			return live, err
 		}
@@ -84,35 +95,44 @@ func (r *Runtime) find(id string) (*sandbox.Live, error) {
 	return nil, nil
 }
 
-// own returns one of our tasks, or nil. One that is only half made is none.
-func (r *Runtime) own(ctx context.Context, id string) (*Task, error) {
+// serves says whether a sandboxer runs. One that could not start is left out,
+// and its sandboxes live on.
+func (r *Runtime) serves(sandboxer string) bool {
+	return slices.ContainsFunc(r.cfg.Controllers, func(c *sandbox.Controller) bool { return c.Name() == sandboxer })
+}
+
+// own returns one of our tasks, or nil. One that is only half made is none. One
+// that was not restored is tried again, and lost if that fails.
+func (r *Runtime) own(ctx context.Context, id string) (*Task, *lost, error) {
 	namespace, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	k := key{namespace, id}
+	if l := r.retry(ctx, k); l != nil {
+		return nil, l, nil
 	}
 	r.mu.Lock()
-	t := r.tasks[key{namespace, id}]
+	t := r.tasks[k]
 	r.mu.Unlock()
 	if t == nil || t.phase() == creating {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return t, nil
+	return t, nil, nil
 }
 
 // Get implements runtime.PlatformRuntime.
 func (r *Runtime) Get(ctx context.Context, id string) (runtime.Task, error) {
-	t, err := r.own(ctx, id)
-	if err != nil {
+	t, l, err := r.own(ctx, id)
+	switch {
+	case err != nil:
 		return nil, err
+	case l != nil:
+		return l, nil
+	case t != nil:
+		return t, nil
 	}
-	if t == nil {
-		namespace, _ := namespaces.Namespace(ctx)
-		if l, ok := r.missing(key{namespace, id}); ok {
-			return l, nil
-		}
-		return r.cfg.Stock.Get(ctx, id)
-	}
-	return t, nil
+	return r.cfg.Stock.Get(ctx, id)
 }
 
 // Tasks implements runtime.PlatformRuntime.

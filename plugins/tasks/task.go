@@ -127,8 +127,8 @@ func (t *Task) dropExec(p *process) {
 	}
 }
 
-// told says that a daemon before this one told of the exec's exit.
-func (t *Task) told(p *process) bool {
+// repeated says that a daemon before this one told of the exec's exit.
+func (t *Task) repeated(p *process) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return p.exec != "" && slices.Contains(t.saved.Told, p.exec)

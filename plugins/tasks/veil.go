@@ -161,7 +161,7 @@ func (t *Task) uncover() {
 	pending := t.process.pending
 	t.process.mu.Unlock()
 	if pending != nil {
-		t.process.exited(*pending)
+		t.process.exited(0, *pending)
 	}
 }
 
