@@ -43,6 +43,7 @@ bed: build ## build build/: what the tests run beside bin/
 	@$(GO) build -trimpath -o build/containerd $(CONTAINERD)/cmd/containerd
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o build/images/ ./test/images/web ./test/images/privs
 	@gcc -static -Os -s -o build/images/pause test/images/pause/pause.c
+	@hack/modules
 
 .PHONY: lint
 lint: ## check formatting, vet, and the rules of .golangci.yml that need no golangci-lint

@@ -25,6 +25,7 @@ func Require(t testing.TB) {
 	for path, remedy := range map[string]string{
 		root + "/bin/containerd-kuasar": "make build",
 		root + "/build/images/web":      "make build",
+		root + "/build/modules":         "hack/modules",
 		"/bin/busybox":                  "hack/install",
 		"/usr/sbin/runc":                "hack/install",
 		pluginDir + "/bridge":           "hack/install",
