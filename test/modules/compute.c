@@ -26,17 +26,17 @@ static long mandelbrot(int size)
 }
 
 /* sieve returns the number of primes below n. */
-static long sieve(long n)
+static int sieve(int n)
 {
 	unsigned char *composite = calloc(n, 1);
-	long count = 0;
+	int count = 0;
 	if (!composite)
 		return -1;
-	for (long i = 2; i < n; i++) {
+	for (int i = 2; i < n; i++) {
 		if (composite[i])
 			continue;
 		count++;
-		for (long j = i * i; j < n; j += i)
+		for (long long j = (long long)i * i; j < n; j += i)
 			composite[j] = 1;
 	}
 	free(composite);
@@ -46,6 +46,6 @@ static long sieve(long n)
 int main(int argc, char **argv)
 {
 	int scale = argc > 1 ? atoi(argv[1]) : 1;
-	printf("%ld %ld\n", mandelbrot(500 * scale), sieve(4000000L * scale));
+	printf("%ld %d\n", mandelbrot(500 * scale), sieve(4000000 * scale));
 	return 0;
 }
