@@ -4,6 +4,7 @@
 package wasmtime
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -17,8 +18,11 @@ import (
 // only the same loads.
 const Version = "40.0.0"
 
-// code is the compiled module in its directory.
-const code = "module.cwasm"
+// A compiled module in its directory, or a component, as it was one or the other.
+const (
+	moduleCode    = "module.cwasm"
+	componentCode = "component.cwasm"
+)
 
 func configure() *wasmtime.Engine {
 	config := wasmtime.NewConfig()
@@ -31,10 +35,14 @@ func configure() *wasmtime.Engine {
 const maxStack = 4 << 20
 
 // Compile reads a module and writes what Load takes into a directory.
-func Compile(module, dir string) error {
-	raw, err := os.ReadFile(module)
+func Compile(path, dir string) error {
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("read module: %w", err)
+	}
+	// The second half of the version tells the layer: 1 is a component's.
+	if bytes.HasPrefix(raw, []byte("\x00asm")) && len(raw) >= 8 && raw[6] == 1 {
+		return compileComponent(raw, dir)
 	}
 	m, err := wasmtime.NewModule(configure(), raw)
 	if err != nil {
@@ -44,23 +52,26 @@ func Compile(module, dir string) error {
 	if err != nil {
 		return errors.New(brief(err.Error()))
 	}
-	return os.WriteFile(filepath.Join(dir, code), serialized, 0o600)
+	return os.WriteFile(filepath.Join(dir, moduleCode), serialized, 0o600)
 }
 
-// Module is a module that can run.
-type Module struct {
-	engine *wasmtime.Engine
-	module *wasmtime.Module
-	linker *wasmtime.Linker
+// Module is a module or a component that can run, once.
+type Module interface {
+	// Run runs it to its end, with the stdio of this process, and returns its
+	// exit status. An error is what made it trap, or why it did not run.
+	Run(p Process) (int, error)
 }
 
 // Load opens what Compile has written. The directory is not needed any more
 // afterwards. It refuses a module that is no program, or that needs what the
 // engine has not.
-func Load(dir string) (*Module, error) {
-	m := &Module{engine: configure()}
+func Load(dir string) (Module, error) {
+	if path := filepath.Join(dir, componentCode); exists(path) {
+		return loadComponent(path)
+	}
+	m := &module{engine: configure()}
 	var err error
-	if m.module, err = wasmtime.NewModuleDeserializeFile(m.engine, filepath.Join(dir, code)); err != nil {
+	if m.module, err = wasmtime.NewModuleDeserializeFile(m.engine, filepath.Join(dir, moduleCode)); err != nil {
 		return nil, errors.New(brief(err.Error()))
 	}
 	m.linker = wasmtime.NewLinker(m.engine)
@@ -70,8 +81,20 @@ func Load(dir string) (*Module, error) {
 	return m, m.check()
 }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// module is a module of WASI preview 1.
+type module struct {
+	engine *wasmtime.Engine
+	module *wasmtime.Module
+	linker *wasmtime.Linker
+}
+
 // check finds what instantiation would, which is too late to refuse a module.
-func (m *Module) check() error {
+func (m *module) check() error {
 	store := wasmtime.NewStore(m.engine)
 	defer store.Close()
 	var missing []string
@@ -109,9 +132,8 @@ type Dir struct {
 	ReadOnly    bool
 }
 
-// Run runs the module to its end, with the stdio of this process, and returns
-// its exit status. An error is what made it trap, or why it did not run.
-func (m *Module) Run(p Process) (int, error) {
+// Run implements Module.
+func (m *module) Run(p Process) (int, error) {
 	wasi, err := config(p)
 	if err != nil {
 		return 0, err
