@@ -113,6 +113,11 @@ func TestArtifactImage(t *testing.T) {
 	n.must(b.Kill())
 	n.must(b.Start(n.ctx))
 	contains(t, "images after a restart", n.crictl("images"), "wasm/probe")
+	// The name with the artifact's digest is a name of the image, too.
+	name, _, _ := strings.Cut(images.ProbeArtifact, ":")
+	name += "@" + b.Registry.Digest(images.ProbeArtifact).String()
+	n.crictl("pull", name)
+	contains(t, "image by digest", n.crictl("inspecti", name), status.Status.ID, name)
 	n.crictl("rmi", images.ProbeArtifact)
 	if list := n.ctr("images", "ls", "-q"); strings.Contains(list, "wasm/probe") {
 		t.Errorf("after its removal there is %s", list)

@@ -39,10 +39,10 @@ func (b *builder) modules(dir string) {
 			files = append(files, file{path: name, mode: 0o755, data: b.read(path)})
 		}
 	}
-	// A module that is none, and one cut short.
+	// A text, a module that is cut short, and a program for Linux.
 	probe := b.read(filepath.Join(dir, "probe.wasm"))
 	files = append(files, file{path: "text.wasm", data: []byte("This is no module.\n")},
-		file{path: "short.wasm", data: probe[:len(probe)/2]},
+		file{path: "short.wasm", data: probe[:len(probe)/2]}, file{path: "program", mode: 0o755, data: []byte(trueProgram)},
 		file{path: "data/file", data: []byte("in the image\n")}, file{path: "tmp/", mode: 0o1777})
 	layer := b.pack(files...)
 	b.add(Probe, module(imagespec.Platform{OS: "linux", Architecture: "amd64"}), layer)

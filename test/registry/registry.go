@@ -134,6 +134,13 @@ func (r *Registry) Tag(name string, desc imagespec.Descriptor) error {
 	return nil
 }
 
+// Digest is what a name stands for; empty if there is no such name.
+func (r *Registry) Digest(name string) digest.Digest {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.tags[name]
+}
+
 // Names lists the images, tags included.
 func (r *Registry) Names() []string {
 	r.mu.RLock()

@@ -207,13 +207,13 @@ func traps(t *testing.T, n Node) {
 // refused starts what cannot run: the reason is the user's to see, in one line.
 func refused(t *testing.T, n Node) {
 	for path, want := range map[string]string{
-		"/text.wasm":     "no WebAssembly module",
-		"/short.wasm":    "cut short",
-		"/import.wasm":   "env.missing",
-		"/library.wasm":  "_start",
-		"/no/such.wasm":  "/no/such.wasm",
-		"/data":          "no WebAssembly module",
-		"/bin/a-program": "for Linux",
+		"/text.wasm":    "no WebAssembly module",
+		"/short.wasm":   "cut short",
+		"/import.wasm":  "env.missing",
+		"/library.wasm": "_start",
+		"/no/such.wasm": "/no/such.wasm",
+		"/data":         "no WebAssembly module",
+		"/program":      "for Linux",
 	} {
 		task, err := n.Start(t, Container{Args: []string{path}})
 		if err == nil {
