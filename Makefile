@@ -41,6 +41,7 @@ bed: build ## build build/: what the tests run beside bin/
 	@hack/cri-tools
 	@mkdir -p build/images
 	@$(GO) build -trimpath -o build/containerd $(CONTAINERD)/cmd/containerd
+	@CGO_ENABLED=1 $(GO) build -race -trimpath -ldflags '$(LDFLAGS)' -o build/race/containerd-kuasar ./cmd/containerd-kuasar
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o build/images/ ./test/images/web ./test/images/privs
 	@gcc -static -Os -s -o build/images/pause test/images/pause/pause.c
 	@hack/modules

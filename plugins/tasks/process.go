@@ -150,21 +150,30 @@ func (p *process) exited(e exit) {
 	pid := p.pid
 	p.mu.Unlock()
 	p.letStdin()
-	if pid != 0 && !p.task.told(p) {
-		p.tell(e, pid)
+	event := pid != 0 && !p.task.told(p)
+	if event {
+		p.task.publish(&apievents.TaskExit{
+			ContainerID: p.task.key.id, ID: p.ID(), Pid: pid, ExitStatus: e.Status, ExitedAt: timestamp(e.At),
+		})
+		fpExited.Hit()
 	}
-	close(p.done)
+	close(p.done) // nobody waits for what follows: the agent knows of the exit until Delete
+	if event {
+		p.recordTold(e)
+	}
 }
 
-func (p *process) tell(e exit, pid uint32) {
-	p.task.publish(&apievents.TaskExit{
-		ContainerID: p.task.key.id, ID: p.ID(), Pid: pid, ExitStatus: e.Status, ExitedAt: timestamp(e.At),
-	})
-	fpExited.Hit()
+// recordTold keeps a restart from telling again. An exec that was deleted
+// meanwhile is not told of.
+func (p *process) recordTold(e exit) {
+	if p.exec != "" && !p.task.hasExec(p) {
+		return
+	}
 	err := p.task.save(func(s *saved) {
-		if p.exec == "" {
+		switch {
+		case p.exec == "":
 			s.Exit = &e
-		} else {
+		case p.task.execs[p.exec] == p:
 			s.Told = append(s.Told, p.exec)
 		}
 	})

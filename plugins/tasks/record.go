@@ -48,7 +48,8 @@ func (r *Runtime) recordPath(k key) string {
 	return filepath.Join(r.cfg.Dir, k.namespace, k.id+".json")
 }
 
-// save writes a task's record, until it is erased.
+// save writes a task's record, until it is erased. It calls change with t.mu
+// held.
 func (t *Task) save(change func(*saved)) error {
 	t.writing.Lock()
 	defer t.writing.Unlock()

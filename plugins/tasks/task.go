@@ -111,6 +111,12 @@ func (t *Task) addExec(p *process) bool {
 	return true
 }
 
+func (t *Task) hasExec(p *process) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.execs[p.exec] == p
+}
+
 func (t *Task) dropExec(p *process) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

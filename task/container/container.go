@@ -32,8 +32,15 @@ var (
 	_ server.Checkpointer = (*Runtime)(nil)
 )
 
-// New needs root, and a main function that calls child.Init first of all.
-func New() *Runtime { return &Runtime{} }
+// New needs root, and a main function that calls child.Init first of all. It
+// sets GOMAXPROCS in the environment to 1 for the processes that libcontainer
+// executes, to which it hands that on: they have one thing to do, and a
+// scheduler for more costs a quarter of their time. The caller's own scheduler
+// has started with what there was.
+func New() *Runtime {
+	_ = os.Setenv("GOMAXPROCS", "1") // fails for impossible names only
+	return &Runtime{}
+}
 
 // state is the directory that libcontainer makes for the container.
 func state(ref server.Ref) string { return filepath.Join(ref.Dir, ref.ID) }

@@ -24,8 +24,8 @@ func Require(t testing.TB) {
 	}
 	for path, remedy := range map[string]string{
 		root + "/bin/containerd-kuasar": "make build",
-		root + "/build/images/web":      "make build",
-		root + "/build/modules":         "hack/modules",
+		root + "/" + raceBinary:         "make bed",
+		root + "/build/images/web":      "make bed",
 		"/bin/busybox":                  "hack/install",
 		"/usr/sbin/runc":                "hack/install",
 		pluginDir + "/bridge":           "hack/install",
@@ -36,11 +36,33 @@ func Require(t testing.TB) {
 	}
 }
 
+// raceBinary is the daemon that is tested, built with the race detector.
+const raceBinary = "build/race/containerd-kuasar"
+
 // Test makes a bed, starts its daemon and clears it at the end of the test,
-// which fails if its pods leak.
+// which fails if its pods leak or our code races.
 func Test(t testing.TB, options Options) *Bed {
 	t.Helper()
 	Require(t)
+	if options.Binary == "" {
+		root, err := findRoot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		options.Binary = filepath.Join(root, raceBinary)
+	}
+	each, r := options.Log, &races{}
+	options.Log = func(line string) {
+		r.line(line)
+		if each != nil {
+			each(line)
+		}
+	}
+	t.Cleanup(func() {
+		for _, report := range r.found() {
+			t.Error(report)
+		}
+	})
 	b, err := New(options)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
 // benchStart: one pod with one container after the other, host network and
@@ -21,27 +23,19 @@ func benchStart(ctx context.Context, b *bench) error {
 		{"start, host network", true, 0.4},
 		{"start, pod network", false, 0.6},
 	} {
-		var calls [3]map[string][]time.Duration
-		for i := range calls {
-			calls[i] = map[string][]time.Duration{}
-		}
-		samples, err := b.inTurn(func(handler string) (time.Duration, error) {
+		starts := map[string]*starts{bed.Runc: {}, bed.Stock: {}}
+		_, err := b.inTurn(func(handler string) (time.Duration, error) {
 			p, took, err := b.start(ctx, shape{handler: handler, hostNetwork: network.host})
 			if err != nil {
 				return 0, err
 			}
-			for i, t := range p.calls {
-				calls[i][handler] = append(calls[i][handler], t)
-			}
+			starts[handler].add(p, took)
 			return took, b.remove(ctx, p)
 		})
 		if err != nil {
 			return err
 		}
-		b.report.durations(network.name, samples, network.target)
-		for i, name := range []string{"RunPodSandbox", "CreateContainer", "StartContainer"} {
-			b.report.durations("- of which "+name, calls[i], network.target)
-		}
+		b.report.starts(network.name, starts, network.target)
 	}
 	return nil
 }
@@ -139,7 +133,7 @@ const dense = 200
 // benchDense: does a start take longer on a full node? Each handler has a
 // daemon of its own; its pods are all of its kind.
 func benchDense(ctx context.Context, b *bench) error {
-	empty, full := map[string][]time.Duration{}, map[string][]time.Duration{}
+	empty, full := map[string]*starts{}, map[string]*starts{}
 	for _, handler := range handlers {
 		err := b.fresh(ctx, func() (err error) {
 			empty[handler], full[handler], err = b.fill(ctx, handler)
@@ -149,16 +143,16 @@ func benchDense(ctx context.Context, b *bench) error {
 			return fmt.Errorf("%s: %w", handler, err)
 		}
 	}
-	b.report.durations(fmt.Sprintf("start beside %d pods", dense), full, 0.6)
-	for _, handler := range handlers {
-		b.report.compare(fmt.Sprintf("%s: beside %d pods against none", handler, dense), "ms",
-			milliseconds(full[handler]), milliseconds(empty[handler]), 1.2)
+	b.report.starts(fmt.Sprintf("start beside %d pods", dense), full, 0.6)
+	growth := func(handler string) []float64 {
+		return []float64{full[handler].median() / empty[handler].median()}
 	}
+	b.report.compare(fmt.Sprintf("- against none, %d pods slow it by", dense), "x", growth(bed.Runc), growth(bed.Stock), 0)
 	return nil
 }
 
 // fill starts pods one after the other on an empty node and on a full one.
-func (b *bench) fill(ctx context.Context, handler string) (empty, full []time.Duration, err error) {
+func (b *bench) fill(ctx context.Context, handler string) (empty, full *starts, err error) {
 	if empty, err = b.serial(ctx, handler); err != nil {
 		return nil, nil, err
 	}
@@ -176,14 +170,14 @@ func (b *bench) fill(ctx context.Context, handler string) (empty, full []time.Du
 	return empty, full, b.removeAll(ctx, pods)
 }
 
-func (b *bench) serial(ctx context.Context, handler string) ([]time.Duration, error) {
-	var samples []time.Duration
+func (b *bench) serial(ctx context.Context, handler string) (*starts, error) {
+	samples := &starts{}
 	for range b.n {
 		p, took, err := b.start(ctx, shape{handler: handler})
 		if err != nil {
 			return nil, err
 		}
-		samples = append(samples, took)
+		samples.add(p, took)
 		if err := b.remove(ctx, p); err != nil {
 			return nil, err
 		}

@@ -50,5 +50,8 @@ func (c comparison) draw(b *bytes.Buffer, y int) {
 		fmt.Fprintf(b, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", left, top, side.value*scale, bar, side.color)
 		fmt.Fprintf(b, `<text x="%.1f" y="%d">%.1f %s%s</text>`+"\n", float64(left)+side.value*scale+6, top+13, side.value, c.Unit, side.note)
 	}
+	if c.Target == 0 {
+		return
+	}
 	fmt.Fprintf(b, `<rect x="%.1f" y="%d" width="2" height="%d" fill="%s"/>`+"\n", float64(left)+goal*scale, y-2, 2*bar+6, target)
 }

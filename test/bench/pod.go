@@ -24,6 +24,22 @@ type pod struct {
 	calls         [3]time.Duration // of RunPodSandbox, CreateContainer, StartContainer
 }
 
+// starts are samples of how long starts took, and their calls.
+type starts struct {
+	whole []time.Duration
+	calls [3][]time.Duration
+}
+
+func (s *starts) add(p *pod, took time.Duration) {
+	s.whole = append(s.whole, took)
+	for i, t := range p.calls {
+		s.calls[i] = append(s.calls[i], t)
+	}
+}
+
+// median of the whole in milliseconds.
+func (s *starts) median() float64 { return summarize(milliseconds(s.whole)).P50 }
+
 // shape says what a pod is.
 type shape struct {
 	handler     string
