@@ -7,9 +7,7 @@ package wasmedge
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os/exec"
 	"strconv"
 	"strings"
