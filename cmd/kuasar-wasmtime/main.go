@@ -1,29 +1,29 @@
+// kuasar-wasmtime runs modules with Wasmtime, which is linked into it. It is not
+// for people: the worker executes it in a container's cell.
+//
+//	kuasar-wasmtime compile MODULE DIRECTORY
+//	kuasar-wasmtime run
 package main
 
 import (
 	"fmt"
 	"os"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/runner"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/wasmtime"
 )
 
 func main() {
-	if os.Args[1] == "compile" {
-		if err := wasmtime.Compile(os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, "kuasar-wasmtime:", err)
+	switch args := os.Args[1:]; {
+	case len(args) == 3 && args[0] == "compile":
+		if err := wasmtime.Compile(args[1], args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		return
+	case len(args) == 1 && args[0] == "run":
+		os.Exit(runner.Main(wasmtime.Load))
+	default:
+		fmt.Fprintln(os.Stderr, "kuasar-wasmtime is executed by kuasar-task, as: kuasar-wasmtime compile MODULE DIRECTORY | run")
+		os.Exit(2)
 	}
-	m, err := wasmtime.Load(os.Args[1])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "kuasar-wasmtime: load:", err)
-		os.Exit(1)
-	}
-	status, err := m.Run(wasmtime.Process{Args: os.Args[1:], Env: os.Environ(), Memory: 64 << 20, Dirs: []wasmtime.Dir{{Host: "/tmp/w2", Guest: "/"}, {Host: "/etc", Guest: "/etc", ReadOnly: true}}})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "kuasar-wasmtime: run:", err)
-		os.Exit(134)
-	}
-	os.Exit(status)
 }

@@ -6,11 +6,15 @@
 package wasmedge
 
 import (
-	"context"
 	"fmt"
-	"os/exec"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/runner"
 )
 
 // Program is the program's name.
@@ -27,22 +31,6 @@ const optimized = 256 << 10
 // page is WebAssembly's, in bytes.
 const page = 64 << 10
 
-// Find returns the program's path and version.
-func Find(ctx context.Context) (path, version string, err error) {
-	if path, err = exec.LookPath(Program); err != nil {
-		return "", "", fmt.Errorf("%w: install WasmEdge", err)
-	}
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
-	if err != nil {
-		return "", "", fmt.Errorf("ask %s for its version: %w", path, err)
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	if _, version, _ = strings.Cut(line, " version "); version == "" {
-		return "", "", fmt.Errorf("ask %s for its version: it says %.100q", path, line)
-	}
-	return path, version, nil
-}
-
 // CompileArgs are the arguments to compile a module of some size.
 func CompileArgs(module string, size int64, code string) []string {
 	level := "0"
@@ -52,24 +40,39 @@ func CompileArgs(module string, size int64, code string) []string {
 	return []string{"compile", "--optimize", level, "--", module, code}
 }
 
-// Process is what a module gets.
-type Process struct {
-	Args   []string // but the first, which is the module's own name
-	Env    []string // as "KEY=value"
-	Root   string   // the directory that it sees as its root
-	Memory int64    // most that its linear memory may have, in bytes; 0 is 4 GiB
+// Load makes a runner.Loader of the program at path: what it loads takes the
+// place of the runner, which has checked nothing but that it is there.
+func Load(path string) runner.Loader {
+	return func(dir string, p runner.Process) (runner.Module, error) {
+		code := filepath.Join(dir, Code)
+		if _, err := os.Stat(code); err != nil {
+			return nil, fmt.Errorf("open compiled module: %w", err)
+		}
+		return module{path, code}, nil
+	}
 }
 
-// RunArgs are the arguments to run a module that was compiled.
-func RunArgs(code string, p Process) []string {
-	args := []string{"--dir", "/:" + p.Root}
+type module struct{ program, code string }
+
+// Run implements runner.Module. It returns only if it fails.
+func (m module) Run(p runner.Process) (int, error) {
+	err := unix.Exec(m.program, runArgs(m.code, p), nil)
+	return 0, fmt.Errorf("execute %s: %w", m.program, err)
+}
+
+func runArgs(code string, p runner.Process) []string {
+	args := []string{Program}
+	for _, d := range p.Dirs {
+		args = append(args, "--dir", d.Guest+":"+d.Host)
+	}
 	for _, e := range p.Env {
 		args = append(args, "--env", e)
 	}
 	if p.Memory > 0 {
-		args = append(args, "--memory-page-limit", strconv.FormatInt(max(p.Memory/page, 1), 10))
+		args = append(args, "--memory-page-limit", strconv.FormatInt(min(max(p.Memory/page, 1), 1<<16), 10))
 	}
-	return append(append(args, "--", code), p.Args...)
+	// The first is the module's own name.
+	return append(append(args, "--", code), p.Args[1:]...)
 }
 
 // Brief makes one line of what the compiler wrote about a module that it

@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"strings"
 	"unsafe"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/runner"
 )
 
 // compileComponent is Compile for a component.
@@ -38,8 +40,8 @@ func loadComponent(path string) (*component, error) {
 	return &component{c}, nil
 }
 
-// Run implements Module.
-func (c *component) Run(p Process) (int, error) {
+// Run implements runner.Module.
+func (c *component) Run(p runner.Process) (int, error) {
 	var pin runtime.Pinner // what C finds of Go's memory is the arrays of strings
 	defer pin.Unpin()
 	var keys, values []string

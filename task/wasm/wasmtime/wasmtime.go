@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/bytecodealliance/wasmtime-go/v40"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/runner"
 )
 
 // Version is of Wasmtime and of how it is configured here: what one compiled,
@@ -55,17 +57,10 @@ func Compile(path, dir string) error {
 	return os.WriteFile(filepath.Join(dir, moduleCode), serialized, 0o600)
 }
 
-// Module is a module or a component that can run, once.
-type Module interface {
-	// Run runs it to its end, with the stdio of this process, and returns its
-	// exit status. An error is what made it trap, or why it did not run.
-	Run(p Process) (int, error)
-}
-
 // Load opens what Compile has written. The directory is not needed any more
 // afterwards. It refuses a module that is no program, or that needs what the
 // engine has not.
-func Load(dir string) (Module, error) {
+func Load(dir string, _ runner.Process) (runner.Module, error) {
 	if path := filepath.Join(dir, componentCode); exists(path) {
 		return loadComponent(path)
 	}
@@ -118,22 +113,8 @@ func (m *module) check() error {
 	return errors.New("module has no function _start: it is no program")
 }
 
-// Process is what a module gets.
-type Process struct {
-	Args   []string
-	Env    []string // as "KEY=value"
-	Dirs   []Dir
-	Memory int64 // most that its linear memory may have, in bytes; 0 is 4 GiB
-}
-
-// Dir is a directory that a module may use.
-type Dir struct {
-	Host, Guest string
-	ReadOnly    bool
-}
-
-// Run implements Module.
-func (m *module) Run(p Process) (int, error) {
+// Run implements runner.Module.
+func (m *module) Run(p runner.Process) (int, error) {
 	wasi, err := config(p)
 	if err != nil {
 		return 0, err
@@ -160,7 +141,7 @@ func (m *module) Run(p Process) (int, error) {
 	return 0, nil
 }
 
-func config(p Process) (*wasmtime.WasiConfig, error) {
+func config(p runner.Process) (*wasmtime.WasiConfig, error) {
 	wasi := wasmtime.NewWasiConfig()
 	wasi.SetArgv(p.Args)
 	var keys, values []string

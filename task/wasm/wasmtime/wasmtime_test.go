@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/bytecodealliance/wasmtime-go/v40"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/runner"
 )
 
 // role has the test's program run a module: a module gets the stdio of its
@@ -26,14 +28,14 @@ func TestMain(m *testing.M) {
 }
 
 func child(dir string) int {
-	var p Process
+	var p runner.Process
 	raw, err := os.ReadFile(filepath.Join(dir, "process.json"))
 	if err == nil {
 		err = json.Unmarshal(raw, &p)
 	}
-	var m Module
+	var m runner.Module
 	if err == nil {
-		m, err = Load(dir)
+		m, err = Load(dir, runner.Process{})
 	}
 	status := 0
 	if err == nil {
@@ -61,7 +63,7 @@ func compile(t *testing.T, text string) string {
 	return dir
 }
 
-func run(t *testing.T, dir string, p Process) (status int, stdout, stderr string) {
+func run(t *testing.T, dir string, p runner.Process) (status int, stdout, stderr string) {
 	t.Helper()
 	raw, err := json.Marshal(p)
 	if err != nil {
@@ -107,8 +109,8 @@ func host(result string) string {
 }
 
 func TestRun(t *testing.T) {
-	process := Process{Args: []string{"a", "b", "c"}, Env: []string{"A=1", "B=2"}, Memory: 1 << 20}
-	process.Dirs = []Dir{{Host: t.TempDir(), Guest: "/"}}
+	process := runner.Process{Args: []string{"a", "b", "c"}, Env: []string{"A=1", "B=2"}, Memory: 1 << 20}
+	process.Dirs = []runner.Dir{{Host: t.TempDir(), Guest: "/"}}
 	for name, test := range map[string]struct {
 		text           string
 		status         int
@@ -147,7 +149,7 @@ func TestLoadRefuses(t *testing.T) {
 		"other start":     {`(module (global (export "_start") i32 (i32.const 0)))`, "_start"},
 		"no run":          {`(component)`, "wasi:cli/run"},
 	} {
-		if _, err := Load(compile(t, test.text)); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := Load(compile(t, test.text), runner.Process{}); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -156,7 +158,7 @@ func TestLoadRefuses(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, moduleCode), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Load(dir); err == nil || strings.Contains(err.Error(), "\n") {
+		if _, err := Load(dir, runner.Process{}); err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
