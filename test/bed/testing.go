@@ -26,6 +26,7 @@ func Require(t testing.TB) {
 		root + "/bin/containerd-kuasar": "make build",
 		root + "/" + raceBinary:         "make bed",
 		root + "/build/images/web":      "make bed",
+		root + "/build/modules":         "make bed",
 		"/bin/busybox":                  "hack/install",
 		"/usr/sbin/runc":                "hack/install",
 		pluginDir + "/bridge":           "hack/install",
