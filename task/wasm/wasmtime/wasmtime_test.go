@@ -119,6 +119,7 @@ func TestRun(t *testing.T) {
 		"output": {program(`(i32.store (i32.const 0) (i32.const 16)) (i32.store (i32.const 4) (i32.const 6))
 			(drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))`), 0, "hello\n", ""},
 		"exit status":      {program(`(call $exit (i32.const 7))`), 7, "", ""},
+		"high exit status": {program(`(call $exit (i32.const 255))`), 255, "", ""},
 		"arguments":        {program(`(drop (call $args (i32.const 0) (i32.const 4))) (call $exit (i32.load (i32.const 0)))`), 3, "", ""},
 		"environment":      {program(`(drop (call $environ (i32.const 0) (i32.const 4))) (call $exit (i32.load (i32.const 0)))`), 2, "", ""},
 		"directory":        {program(`(call $exit (call $prestat (i32.const 3) (i32.const 0)))`), 0, "", ""},

@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"github.com/tetratelabs/wazero"
-	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
 
@@ -79,22 +79,26 @@ func Load(dir string, p runner.Process) (runner.Module, error) {
 		return nil, err
 	}
 	m := &module{runtime: r}
-	wasi, err := wasi_snapshot_preview1.Instantiate(ctx, r)
+	wasi, err := wasi_snapshot_preview1.NewBuilder(r).Compile(ctx)
+	if err == nil {
+		_, err = r.InstantiateModule(ctx, wasi, wazero.NewModuleConfig())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("offer WASI: %w", err)
 	}
 	if m.compiled, err = r.CompileModule(ctx, raw); err != nil {
 		return nil, refused(err)
 	}
-	return m, m.check(wasi.(api.Module))
+	return m, m.check(wasi)
 }
 
 // check finds what instantiation would, which is too late to refuse a module.
-func (m *module) check(wasi api.Module) error {
+func (m *module) check(wasi wazero.CompiledModule) error {
+	offered := wasi.ExportedFunctions()
 	var missing []string
 	for _, f := range m.compiled.ImportedFunctions() {
 		from, name, _ := f.Import()
-		if from != wasi.Name() || wasi.ExportedFunction(name) == nil {
+		if from != wasi.Name() || offered[name] == nil {
 			missing = append(missing, from+"."+name)
 		}
 	}
@@ -113,7 +117,8 @@ func (m *module) check(wasi api.Module) error {
 
 // Run implements runner.Module.
 func (m *module) Run(p runner.Process) (int, error) {
-	_, err := m.runtime.InstantiateModule(context.Background(), m.compiled, config(p))
+	ctx := experimental.WithMemoryAllocator(context.Background(), experimental.MemoryAllocatorFunc(allocate))
+	_, err := m.runtime.InstantiateModule(ctx, m.compiled, config(p))
 	var exit *sys.ExitError
 	switch {
 	case errors.As(err, &exit):
