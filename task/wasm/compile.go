@@ -18,7 +18,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/cache"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/cell"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
@@ -61,13 +60,18 @@ func (r *Runtime) cache(o engine.Options) *cache.Cache {
 }
 
 // compile has the engine's compiler fill a directory, in a process that sees
-// nothing else and may do nothing else: what it reads is the image's.
-func (r *Runtime) compile(ref server.Ref, spec *specs.Spec, process *specs.Process, o engine.Options, dir string) error {
+// nothing else and may do nothing else: what it reads is the image's. It must
+// be what has the digest: others will be given the result for it.
+func (r *Runtime) compile(spec *specs.Spec, process *specs.Process, o engine.Options, digest, dir string) error {
 	r.compilers <- struct{}{}
 	defer func() { <-r.compilers }()
 	module := filepath.Join(dir, source)
-	if err := copyModule(spec, process, module); err != nil {
+	copied, err := copyModule(spec, process, module)
+	if err != nil {
 		return err
+	}
+	if copied != digest {
+		return fmt.Errorf("module was changed while it was read: start the container again: %w", errdefs.ErrUnavailable)
 	}
 	info, err := os.Stat(module)
 	if err != nil {
@@ -143,6 +147,7 @@ func (r *Runtime) run(c *cell.Cell, program command) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.Kill() })
 	defer stop()
 	said, _ := io.ReadAll(io.LimitReader(in, 64<<10))
+	_, _ = io.Copy(io.Discard, in) // it must not wait for us
 	state, err := p.Wait()
 	switch {
 	case err != nil:

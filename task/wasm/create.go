@@ -147,7 +147,10 @@ func (r *Runtime) program(ctx context.Context, ref server.Ref, spec *specs.Spec,
 	if err != nil {
 		return nil, err
 	}
-	code, err := r.code(ctx, ref, spec, process, o)
+	if err := settle(ref.Bundle, spec, process); err != nil {
+		return nil, err
+	}
+	code, err := r.code(ctx, spec, process, o)
 	if err != nil {
 		return nil, err
 	}

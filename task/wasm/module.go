@@ -15,7 +15,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/binary"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/cache"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/cell"
@@ -23,10 +22,7 @@ import (
 )
 
 // code returns the directory with a process's module, compiled.
-func (r *Runtime) code(ctx context.Context, ref server.Ref, spec *specs.Spec, process *specs.Process, o engine.Options) (string, error) {
-	if len(process.Args) == 0 {
-		return "", fmt.Errorf("spec has no process.args: name a module: %w", errdefs.ErrInvalidArgument)
-	}
+func (r *Runtime) code(ctx context.Context, spec *specs.Spec, process *specs.Process, o engine.Options) (string, error) {
 	path := process.Args[0]
 	file, err := open(spec, process.Cwd, path)
 	if err != nil {
@@ -49,7 +45,7 @@ func (r *Runtime) code(ctx context.Context, ref server.Ref, spec *specs.Spec, pr
 		return "", err
 	}
 	dir, err := r.cache(o).Get(ctx, cache.Key{Module: digest, Engine: o.Engine, Version: version}, func(dir string) error {
-		return r.compile(ref, spec, process, o, dir)
+		return r.compile(spec, process, o, digest, dir)
 	})
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
@@ -119,17 +115,18 @@ func locate(spec *specs.Spec, path string) (root, rest string) {
 	return root, rest
 }
 
-// copyModule puts a process's module into a directory.
-func copyModule(spec *specs.Spec, process *specs.Process, to string) error {
+// copyModule puts a process's module into a directory. Others may write to it
+// meanwhile: the digest is that of the copy.
+func copyModule(spec *specs.Spec, process *specs.Process, to string) (digest string, err error) {
 	from, err := open(spec, process.Cwd, process.Args[0])
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer from.Close()
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return "", err
 	}
-	_, err = io.Copy(f, from)
-	return errors.Join(err, f.Close())
+	digest, err = cache.Digest(io.TeeReader(from, f))
+	return digest, errors.Join(err, f.Close())
 }
