@@ -30,7 +30,7 @@ install: ## install the packages that building and testing need
 	@hack/install
 
 .PHONY: build
-build: ## build bin/: the daemon, the agent, its Wasmtime, and the stock shim and ctr
+build: ## build bin/: the daemon, the agent, Wasmtime's runner, and the stock shim and ctr
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-kuasar ./cmd/containerd-kuasar
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -X main.version=$(VERSION) -extldflags "-static"' -o bin/kuasar-task ./cmd/kuasar-task
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags "-static -Wl,--no-warnings"' -o bin/kuasar-wasmtime ./cmd/kuasar-wasmtime

@@ -57,14 +57,9 @@ func (g Group) Controllers() map[string]string {
 // Pids are all processes in the cgroup and below it, the oldest first; there
 // may be none.
 func (g Group) Pids() ([]int, error) {
-	// libcontainer puts every process into all hierarchies; like it we take
-	// the one that has no other use for a container.
-	dir, ok := g.Paths["devices"]
-	if !ok {
-		dir, ok = g.Paths[""]
-	}
-	if !ok {
-		return nil, fmt.Errorf("it has no cgroup: %w", errdefs.ErrNotFound)
+	dir, err := g.dir()
+	if err != nil {
+		return nil, err
 	}
 	pids, err := cgroups.GetAllPids(dir)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
@@ -75,6 +70,17 @@ func (g Group) Pids() ([]int, error) {
 	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid <= 1 })
 	slices.Sort(pids)
 	return pids, err
+}
+
+// dir is where all processes are found. Every process is in all hierarchies of
+// v1; we take one that has no other use for a container.
+func (g Group) dir() (string, error) {
+	for _, controller := range []string{"devices", "freezer", ""} {
+		if dir, ok := g.Paths[controller]; ok {
+			return dir, nil
+		}
+	}
+	return "", fmt.Errorf("it has no cgroup: %w", errdefs.ErrNotFound)
 }
 
 // Signal sends sig to every process; the oldest last, since the exit of a

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -80,19 +81,37 @@ func (r *Runtime) compile(spec *specs.Spec, process *specs.Process, o engine.Opt
 	if err != nil {
 		return err
 	}
-	mount, err := os.MkdirTemp(r.cfg.Dir, "cell-")
+	place, err := r.place()
 	if err != nil {
 		return err
 	}
-	defer os.Remove(mount)
-	c := cell.Cell{Dir: mount, Binds: append(compiler.binds, cell.Bind{Source: dir, Target: codeDir, Writable: true})}
+	c := cell.Cell{Dir: place, Binds: append(compiler.binds, cell.Bind{Source: dir, Target: codeDir, Writable: true})}
 	if err := r.run(&c, compiler); err != nil {
 		return fmt.Errorf("compile with %s: %w", o.Engine, err)
 	}
-	if compiler.keep {
-		return nil
+	if !compiler.keep {
+		if err := os.Remove(module); err != nil {
+			return err
+		}
 	}
-	return os.Remove(module)
+	return share(dir)
+}
+
+// share lets the users of containers read what a compiler has made: a cell
+// shows it to those that have the module. It refuses links, which would lead
+// the worker elsewhere.
+func share(dir string) error {
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir():
+			return os.Chmod(path, 0o755)
+		case e.Type().IsRegular():
+			return os.Chmod(path, 0o644)
+		}
+		return fmt.Errorf("the compiler has made %s, a %s: %w", path, e.Type(), errdefs.ErrDataLoss)
+	})
 }
 
 // run runs a program of a cell to its end. What it says on stderr is the error.
@@ -143,6 +162,13 @@ func (r *Runtime) run(c *cell.Cell, program command) error {
 		text = state.String()
 	}
 	return fmt.Errorf("%.*s: %w", runner.MaxStatus, strings.ToValidUTF8(text, "?"), errdefs.ErrInvalidArgument)
+}
+
+// place makes the directory that cells are mounted on: one for all, since none
+// sees another's.
+func place(dir string) (string, error) {
+	path := filepath.Join(dir, "cell")
+	return path, os.MkdirAll(path, 0o700)
 }
 
 // install copies this program to where a cell can have it from: what it runs

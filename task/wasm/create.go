@@ -128,7 +128,9 @@ func plan(ref server.Ref, spec *specs.Spec, o engine.Options) (group.Group, erro
 	if err != nil {
 		return group.Group{}, fmt.Errorf("plan cgroup: %w", err)
 	}
-	return group.Group{Paths: m.GetPaths(), Config: config}, nil
+	paths := m.GetPaths()
+	delete(paths, "devices")
+	return group.Group{Paths: paths, Config: config}, nil
 }
 
 // program is a module with all that its process gets.
@@ -137,7 +139,6 @@ type program struct {
 	runner  command
 	config  runner.Config
 	cell    cell.Cell
-	limits  []specs.POSIXRlimit
 }
 
 // program prepares a process of the container's.
@@ -157,8 +158,16 @@ func (r *Runtime) program(ctx context.Context, ref server.Ref, spec *specs.Spec,
 	if err != nil {
 		return nil, err
 	}
-	p := &program{options: o, runner: run, limits: process.Rlimits}
-	p.config = runner.Config{Version: runner.Version, Code: codeDir, Process: runner.Process{
+	place, err := r.place()
+	if err != nil {
+		return nil, err
+	}
+	p := &program{options: o, runner: run}
+	limits, err := limits(process)
+	if err != nil {
+		return nil, err
+	}
+	p.config = runner.Config{Version: runner.Version, Code: codeDir, Limits: limits, Process: runner.Process{
 		Args: process.Args, Env: environ(process), Memory: memory(spec),
 	}}
 	if run.chroot {
@@ -168,12 +177,12 @@ func (r *Runtime) program(ctx context.Context, ref server.Ref, spec *specs.Spec,
 		p.config.Process.Dirs = []runner.Dir{{Host: cell.Root, Guest: "/"}}
 	}
 	p.cell = cell.Cell{
-		Dir:    filepath.Join(ref.Dir, "cell"),
+		Dir:    place,
 		Binds:  append(run.binds, cell.Bind{Source: code, Target: codeDir}),
 		Rootfs: spec.Root.Path, ReadOnly: spec.Root.Readonly, Mounts: spec.Mounts,
 		NetNS: network(spec), User: process.User, Keep: keep(process),
 	}
-	return p, os.MkdirAll(p.cell.Dir, 0o700)
+	return p, nil
 }
 
 // keep are the capabilities that a program would have after execve(2).
@@ -194,11 +203,27 @@ func environ(p *specs.Process) []string {
 	return append(slices.DeleteFunc(slices.Clone(p.Env), set), "PWD="+p.Cwd)
 }
 
+// memory is the most that the module's own memory may have, so that it is told
+// at the limit and need not be killed: an eighth of the container's is left to
+// the engine.
 func memory(spec *specs.Spec) int64 {
 	if spec.Linux == nil || spec.Linux.Resources == nil || spec.Linux.Resources.Memory == nil || spec.Linux.Resources.Memory.Limit == nil {
 		return 0
 	}
-	return max(*spec.Linux.Resources.Memory.Limit, 0)
+	limit := max(*spec.Linux.Resources.Memory.Limit, 0)
+	return limit - limit/8
+}
+
+func limits(p *specs.Process) ([]runner.Limit, error) {
+	var list []runner.Limit
+	for _, l := range p.Rlimits {
+		kind, ok := rlimit.Kinds[l.Type]
+		if !ok {
+			return nil, fmt.Errorf("process.rlimits has unknown type %q: %w", l.Type, errdefs.ErrInvalidArgument)
+		}
+		list = append(list, runner.Limit{Kind: kind, Soft: l.Soft, Hard: l.Hard})
+	}
+	return list, nil
 }
 
 func network(spec *specs.Spec) string {
@@ -240,10 +265,7 @@ func (p *program) start(ctx context.Context, g group.Group, from server.Process,
 	}
 	fpRunner.Hit()
 	if err = p.admit(ctx, g, pid, configOut, statusIn); err != nil {
-		// Nobody else reaps it: its exit is not what went wrong.
-		_ = unix.Kill(pid, unix.SIGKILL)
-		_, _ = unix.Wait4(pid, nil, 0, nil)
-		return server.Started{}, errors.Join(err, closeFile(tty))
+		return server.Started{}, errors.Join(err, end(pid), closeFile(tty))
 	}
 	return server.Started{Pid: pid, Master: tty}, nil
 }
@@ -261,13 +283,11 @@ func (p *program) admit(ctx context.Context, g group.Group, pid int, config, sta
 	if err := m.Set(g.Config.Resources); err != nil {
 		return fmt.Errorf("limit cgroup: %w", err)
 	}
-	for _, l := range p.limits {
-		kind, ok := rlimit.Kinds[l.Type]
-		if !ok {
-			return fmt.Errorf("process.rlimits has unknown type %q: %w", l.Type, errdefs.ErrInvalidArgument)
-		}
-		if err := unix.Prlimit(pid, kind, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
-			return fmt.Errorf("set %s: %w", l.Type, err)
+	// To raise limits takes a privilege that the runner has not, and to change
+	// another user's process one that we may not have: it tries what is left.
+	for _, l := range p.config.Limits {
+		if err := unix.Prlimit(pid, l.Kind, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil && err != unix.EPERM {
+			return fmt.Errorf("set limit %d: %w", l.Kind, err)
 		}
 	}
 	raw, err := json.Marshal(p.config)
@@ -292,7 +312,21 @@ func (p *program) admit(ctx context.Context, g group.Group, pid int, config, sta
 	case len(said) > 0:
 		return fmt.Errorf("%s: %q: %w", p.options.Engine, said, errdefs.ErrInvalidArgument)
 	default:
-		return fmt.Errorf("%s ended before it had the module; its memory limit may be too low: %w", p.options.Engine,
-			errors.Join(werr, err, errdefs.ErrFailedPrecondition))
+		return errors.Join(fmt.Errorf("%s has no module: %w", p.options.Engine, errdefs.ErrFailedPrecondition), werr, err)
 	}
+}
+
+// end ends a runner that is of no use, and says how it ended if it was no more:
+// by SIGKILL, its memory limit may be too low for the engine. Nobody else reaps
+// it.
+func end(pid int) error {
+	_ = unix.Kill(pid, unix.SIGKILL)
+	var ws unix.WaitStatus
+	if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil {
+		return err
+	}
+	if ws.Signaled() {
+		return fmt.Errorf("its process ended by %s", unix.SignalName(ws.Signal()))
+	}
+	return fmt.Errorf("its process ended with status %d", ws.ExitStatus())
 }

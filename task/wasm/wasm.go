@@ -48,8 +48,9 @@ type Config struct {
 // Runtime implements server.Runtime, and of the optional interfaces all but
 // server.Checkpointer.
 type Runtime struct {
-	cfg  Config
-	self func() (string, error) // path of the program that runs wazero
+	cfg   Config
+	self  func() (string, error) // path of the program that runs wazero
+	place func() (string, error) // path of the directory of cells
 
 	mu     sync.Mutex
 	caches map[string]*cache.Cache // by directory
@@ -69,6 +70,7 @@ func New(cfg Config) *Runtime {
 	return &Runtime{
 		cfg:       cfg,
 		self:      sync.OnceValues(func() (string, error) { return install(cfg.Dir) }),
+		place:     sync.OnceValues(func() (string, error) { return place(cfg.Dir) }),
 		caches:    map[string]*cache.Cache{},
 		compilers: make(chan struct{}, compilers),
 	}

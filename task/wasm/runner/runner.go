@@ -43,7 +43,14 @@ type Config struct {
 	Version int
 	Code    string // directory of the compiled module
 	Root    string // becomes the module's /
+	Limits  []Limit
 	Process Process
+}
+
+// Limit is one of setrlimit(2).
+type Limit struct {
+	Kind       int
+	Soft, Hard uint64
 }
 
 // Process is what a module gets.
@@ -95,10 +102,20 @@ func Main(load Loader) int {
 	return code
 }
 
-func prepare(load Loader) (Module, Process, error) {
+func prepare(load Loader) (_ Module, _ Process, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("engine panics: %v", r)
+		}
+	}()
 	c, err := configure()
 	if err != nil {
 		return nil, c.Process, err
+	}
+	for _, l := range c.Limits {
+		if err := unix.Setrlimit(l.Kind, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}); err != nil {
+			return nil, c.Process, fmt.Errorf("set limit %d to %d and %d: %w", l.Kind, l.Soft, l.Hard, err)
+		}
 	}
 	module, err := load(c.Code, c.Process)
 	if err != nil {

@@ -55,7 +55,9 @@ func runtime(ctx context.Context, dir string, memory int64) (wazero.Runtime, waz
 	}
 	config := wazero.NewRuntimeConfigCompiler().WithCompilationCache(cache)
 	if memory > 0 {
-		config = config.WithMemoryLimitPages(uint32(min(max(memory/page, 1), 1<<16)))
+		// Memory of that size from the start: to grow it is then no copy, which
+		// would take it twice. The kernel gives none that is not used.
+		config = config.WithMemoryLimitPages(uint32(min(max(memory/page, 1), 1<<16))).WithMemoryCapacityFromMax(true)
 	}
 	return wazero.NewRuntimeWithConfig(ctx, config), cache, nil
 }
@@ -89,16 +91,15 @@ func Load(dir string, p runner.Process) (runner.Module, error) {
 	if m.compiled, err = r.CompileModule(ctx, raw); err != nil {
 		return nil, refused(err)
 	}
-	return m, m.check(wasi)
+	return m, m.check(wasi.ExportedFunctions())
 }
 
 // check finds what instantiation would, which is too late to refuse a module.
-func (m *module) check(wasi wazero.CompiledModule) error {
-	offered := wasi.ExportedFunctions()
+func (m *module) check(wasi map[string]api.FunctionDefinition) error {
 	var missing []string
 	for _, f := range m.compiled.ImportedFunctions() {
 		from, name, _ := f.Import()
-		if from != wasi.Name() || offered[name] == nil {
+		if from != wasi_snapshot_preview1.ModuleName || wasi[name] == nil {
 			missing = append(missing, from+"."+name)
 		}
 	}
