@@ -3,10 +3,13 @@ package bed
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 )
 
 // startTimeout bounds the daemon's start, a loaded machine included.
@@ -34,6 +37,25 @@ func Require(t testing.TB) {
 		if _, err := os.Stat(path); err != nil {
 			t.Skipf("needs %s (%s)", path, remedy)
 		}
+	}
+}
+
+// RequireEngine skips a test where a Wasm engine is missing that does not come
+// with the build.
+func RequireEngine(t testing.TB, name string) {
+	t.Helper()
+	if name != engine.WasmEdge {
+		return
+	}
+	root, err := findRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(root + "/build/wasmedge/wasmedge"); err == nil {
+		return
+	}
+	if _, err := exec.LookPath("wasmedge"); err != nil {
+		t.Skip("needs WasmEdge (hack/wasmedge)")
 	}
 }
 

@@ -16,18 +16,10 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
 
-// wasmHandler is a handler of Wasm pods, for what pulls depend on.
-const wasmHandler = `
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm]
-  runtime_type = 'io.containerd.kuasar.v1'
-  sandboxer = 'wasm'
-  disable_pause_image_pull = true
-`
-
 // TestPullModules pulls Wasm in all the ways that it is shipped, and looks at
 // what containers of it will have as root file system.
 func TestPullModules(t *testing.T) {
-	b := newBed(t, bed.Options{Config: wasmHandler})
+	b := newBed(t, bed.Options{})
 	n := on(t, b, bed.Runc)
 	hosts := filepath.Join(b.Dir, "hosts")
 	const forWasm = "io.containerd.cri.runtime-handler=kuasar-wasm"

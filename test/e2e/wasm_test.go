@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,57 +18,33 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
+	"github.com/containerd-kuasar/containerd-kuasar/wasm"
 	"github.com/containerd-kuasar/containerd-kuasar/wasm/wasmtest"
 )
 
-// engines have a handler each, kuasar-ENGINE.
-var engines = []string{"wazero", "wasmtime", "wasmedge"}
-
-func engineHandlers() string {
-	var config strings.Builder
-	for _, engine := range engines {
-		fmt.Fprintf(&config, `
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-%[1]s]
-  runtime_type = 'io.containerd.kuasar.v1'
-  sandboxer = 'wasm'
-  disable_pause_image_pull = true
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-%[1]s.options]
-    engine = '%[1]s'
-`, engine)
-	}
-	return config.String()
-}
-
-// wasmEnviron finds WasmEdge where hack/wasmedge has put it.
-func wasmEnviron(root string) string {
-	return "PATH=" + root + "/bin:" + root + "/build/wasmedge:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-}
-
 // TestEngines runs the conformance suite of Wasm engines on each.
 func TestEngines(t *testing.T) {
-	root, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	root = strings.TrimSuffix(root, "/test/e2e")
-	b := newBed(t, bed.Options{Config: engineHandlers(), Environ: []string{wasmEnviron(root)}})
+	b := newBed(t, bed.Options{})
 	if err := b.Pull(t.Context(), images.Probe); err != nil {
 		t.Fatal(err)
 	}
-	for _, engine := range engines {
-		t.Run(engine, func(t *testing.T) {
-			if _, err := exec.LookPath(root + "/build/wasmedge/wasmedge"); engine == "wasmedge" && err != nil {
-				if _, err := exec.LookPath("wasmedge"); err != nil {
-					t.Skip("needs WasmEdge (hack/wasmedge)")
-				}
-			}
-			n := on(t, b, "kuasar-"+engine)
-			wasmtest.Run(t, &engineNode{n, n.pod(nil)})
+	for _, name := range engine.Names {
+		t.Run(name, func(t *testing.T) {
+			bed.RequireEngine(t, name)
+			n := on(t, b, bed.Wasm)
+			wasmtest.Run(t, &engineNode{n, n.pod(choose(name))})
 		})
 	}
+}
+
+// choose makes a pod choose its engine.
+func choose(engine string) func(*runtime.PodSandboxConfig) {
+	return func(c *runtime.PodSandboxConfig) { c.Annotations = map[string]string{wasm.Annotation: engine} }
 }
 
 // engineNode runs containers of images.Probe in a pod, through containerd's
