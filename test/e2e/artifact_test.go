@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
@@ -145,4 +146,61 @@ func rootfs(n *fixture, image, path string) string {
 		return err
 	}))
 	return string(data)
+}
+
+// TestShippedModules runs modules in all the ways that they are shipped, on
+// each engine.
+func TestShippedModules(t *testing.T) {
+	b := newBed(t, bed.Options{})
+	shipped := []string{images.Probe, images.ProbeWasi, images.ProbeArtifact}
+	for _, image := range shipped {
+		if err := b.Pull(t.Context(), image); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range engine.Names {
+		t.Run(name, func(t *testing.T) {
+			bed.RequireEngine(t, name)
+			n := on(t, b, bed.Wasm)
+			p := n.pod(choose(name))
+			for _, image := range shipped {
+				c := n.run(p, func(c *runtime.ContainerConfig) {
+					c.Image.Image, c.Command, c.Args = image, nil, []string{"repeat", "2"}
+				})
+				equal(t, image, n.exit(c).ExitCode, 0)
+				log, err := c.Log("stdout")
+				n.must(err)
+				equal(t, image, log, "line 0\nline 1\n")
+			}
+		})
+	}
+	n := on(t, b, bed.Wasm)
+	out := n.ctr("run", "--rm", "--sandbox", n.pod(nil).ID, images.ProbeArtifact, "module-by-ctr", "/module.wasm", "args", "by ctr")
+	equal(t, "ctr run", out, "by ctr")
+}
+
+// TestComponent runs a program of WASI preview 2, which one engine knows.
+func TestComponent(t *testing.T) {
+	b := newBed(t, bed.Options{})
+	if err := b.Pull(t.Context(), images.Probe); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range engine.Names {
+		t.Run(name, func(t *testing.T) {
+			bed.RequireEngine(t, name)
+			n := on(t, b, bed.Wasm)
+			c, err := n.pod(choose(name)).Run(n.ctx, func(c *runtime.ContainerConfig) {
+				c.Image.Image, c.Command = images.Probe, []string{"/component.wasm"}
+			})
+			if name != engine.Wasmtime {
+				refused(t, err, "component", engine.Wasmtime)
+				return
+			}
+			n.must(err)
+			equal(t, "exit code", n.exit(c).ExitCode, 0)
+			log, err := c.Log("stdout")
+			n.must(err)
+			equal(t, "log", log, "hello from a component\n")
+		})
+	}
 }
