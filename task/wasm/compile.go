@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -40,8 +41,9 @@ const (
 var compilers = max(runtime.NumCPU(), 2)
 
 // compileLimits keep a module from taking more of the node than a compiler
-// needs.
+// needs: that of WasmEdge takes a GB for some MB.
 var compileLimits = map[int]uint64{
+	unix.RLIMIT_DATA:  4 << 30,
 	unix.RLIMIT_CPU:   uint64(compiling/time.Second) * 2,
 	unix.RLIMIT_FSIZE: 2 << 30,
 	unix.RLIMIT_CORE:  0,
@@ -137,10 +139,9 @@ func (r *Runtime) run(c *cell.Cell, program command) error {
 	if err != nil {
 		return err
 	}
-	for kind, limit := range compileLimits {
-		if err := unix.Prlimit(pid, kind, &unix.Rlimit{Cur: limit, Max: limit}, nil); err != nil && err != unix.ESRCH {
-			_ = p.Kill()
-		}
+	restrained := restrain(pid)
+	if restrained != nil {
+		_ = p.Kill()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), compiling)
 	defer cancel()
@@ -156,6 +157,8 @@ func (r *Runtime) run(c *cell.Cell, program command) error {
 		return fmt.Errorf("it took more than %v: %w", compiling, errdefs.ErrUnavailable)
 	case state.Success():
 		return nil
+	case restrained != nil:
+		return restrained
 	}
 	text := program.brief(string(bytes.TrimSpace(said)))
 	if text == "" {
@@ -169,6 +172,28 @@ func (r *Runtime) run(c *cell.Cell, program command) error {
 func place(dir string) (string, error) {
 	path := filepath.Join(dir, "cell")
 	return path, os.MkdirAll(path, 0o700)
+}
+
+// restrain gives a compiler its limits, and has the OOM killer take it before
+// all others. It may have ended by now.
+func restrain(pid int) error {
+	for kind, limit := range compileLimits {
+		if err := unix.Prlimit(pid, kind, &unix.Rlimit{Cur: limit, Max: limit}, nil); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("limit compiler: %w", err)
+		}
+	}
+	const first = 1000 // OOM_SCORE_ADJ_MAX of the kernel
+	return disfavour(pid, first)
+}
+
+// disfavour tells the OOM killer what it may take of a child that nobody waits
+// for yet. See proc_pid_oom_score_adj(5).
+func disfavour(pid, score int) error {
+	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("set score for the OOM killer: %w", err)
+	}
+	return nil
 }
 
 // install copies this program to where a cell can have it from: what it runs

@@ -139,6 +139,7 @@ type program struct {
 	runner  command
 	config  runner.Config
 	cell    cell.Cell
+	score   *int // of the OOM killer
 }
 
 // program prepares a process of the container's.
@@ -162,7 +163,7 @@ func (r *Runtime) program(ctx context.Context, ref server.Ref, spec *specs.Spec,
 	if err != nil {
 		return nil, err
 	}
-	p := &program{options: o, runner: run}
+	p := &program{options: o, runner: run, score: process.OOMScoreAdj}
 	limits, err := limits(process)
 	if err != nil {
 		return nil, err
@@ -282,6 +283,11 @@ func (p *program) admit(ctx context.Context, g group.Group, pid int, config, sta
 	}
 	if err := m.Set(g.Config.Resources); err != nil {
 		return fmt.Errorf("limit cgroup: %w", err)
+	}
+	if p.score != nil {
+		if err := disfavour(pid, *p.score); err != nil {
+			return err
+		}
 	}
 	// To raise limits takes a privilege that the runner has not, and to change
 	// another user's process one that we may not have: it tries what is left.

@@ -56,10 +56,17 @@ func (c *Cell) drop() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("give up new privileges: %w", err)
 	}
-	return nil
+	return confine()
 }
 
+// become makes the calling thread the user's. Its umask is its own since it
+// left the others' mounts.
 func (c *Cell) become() error {
+	umask := uint32(0o022)
+	if c.User.Umask != nil {
+		umask = *c.User.Umask
+	}
+	unix.Umask(int(umask))
 	groups := append([]uint32{c.User.GID}, c.User.AdditionalGids...)
 	if _, _, e := syscall.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0])), 0); e != 0 {
 		return fmt.Errorf("set groups: %w", e)

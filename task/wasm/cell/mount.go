@@ -43,14 +43,15 @@ func (c *Cell) rootfs() error {
 }
 
 // Passed says that a mount is for programs of Linux: a module has no use for
-// the kernel's file systems, and gets none of it through them.
+// the kernel's file systems and devices, and gets none of it through them. What
+// else is in /dev is a volume: the kubelet puts a termination message there.
 func Passed(m specs.Mount) bool {
 	switch m.Type {
 	case "proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts":
 		return true
 	}
 	target := filepath.Clean(m.Destination)
-	return target == "/dev" || strings.HasPrefix(target, "/dev/")
+	return target == "/dev" || target == "/dev/shm"
 }
 
 // mount mounts one on the root file system. The image decides what is there:

@@ -85,6 +85,7 @@ const trapped = 128 + int(unix.SIGABRT)
 func Main(load Loader) int {
 	status := os.NewFile(statusFd, "status")
 	module, p, err := prepare(load)
+	surrender()
 	if err == nil {
 		_, err = status.WriteString(Ready)
 	} else {
