@@ -19,6 +19,7 @@ const (
 	ProbeBoth     = wasm + "probe:both"     // an index of the artifact and of an image for Linux
 	ProbeBroken   = wasm + "probe:broken"   // an artifact with two modules, which is one too many
 	Gofmt         = wasm + "gofmt:artifact" // a program of some MB
+	Native        = wasm + "native:1"       // the programs probe and compute for this host
 )
 
 const wasm = "example.org/wasm/"
@@ -54,6 +55,7 @@ func (b *builder) modules(dir string) {
 	b.tag(ProbeBoth, b.index(b.image(command("sh"), b.base), artifact))
 	b.tag(ProbeBroken, b.artifact(filepath.Join(dir, "probe.wasm"), filepath.Join(dir, "hello.wasm")))
 	b.tag(Gofmt, b.artifact(filepath.Join(dir, "gofmt.wasm")))
+	b.add(Native, command("/probe"), b.pack(b.program(dir, "probe", "probe", 0o755), b.program(dir, "compute", "compute", 0o755)))
 }
 
 // module is the config of an image that runs the probe.
