@@ -147,7 +147,12 @@ func place(source, target string) error {
 	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(target, nil, 0o644)
+	// Not opened for writing: a child that another thread forks in this moment
+	// would have it open, too, and the file system could not be made read-only.
+	if err := unix.Mknod(target, unix.S_IFREG|0o644, 0); err != nil && err != unix.EEXIST {
+		return &os.PathError{Op: "make", Path: target, Err: err}
+	}
+	return nil
 }
 
 // pivot makes dir the root and forgets the former one. See pivot_root(2) for
