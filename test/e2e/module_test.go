@@ -104,8 +104,8 @@ func TestModuleLimits(t *testing.T) {
 func TestModuleExec(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *fixture, p *bed.Pod) {
 		c := n.run(p, probe("sleep"))
-		equal(t, "another module", n.crictl("exec", c.ID, "/probe.wasm", "args", "inside"), "inside")
-		equal(t, "by crictl's own call", n.crictl("exec", "--sync", c.ID, "/hello.wasm"), "hello")
+		equal(t, "another module", n.crictl("exec", "--sync", c.ID, "/probe.wasm", "args", "inside"), "inside")
+		equal(t, "one more", n.crictl("exec", "--sync", c.ID, "/hello.wasm"), "hello")
 		_, err := c.Exec(n.ctx, "true")
 		if err == nil {
 			t.Fatal("there was a shell")
@@ -186,5 +186,5 @@ func TestHandlersTogether(t *testing.T) {
 	module := n.run(n.pod(nil), probe("sleep"))
 	n.must(module.AwaitLog(n.ctx, "sleeping"))
 	equal(t, "a container of runc", n.exec(linux, "echo here"), "here")
-	equal(t, "one of wasm", n.crictl("exec", module.ID, "/probe.wasm", "args", "here"), "here")
+	equal(t, "one of wasm", n.crictl("exec", "--sync", module.ID, "/probe.wasm", "args", "here"), "here")
 }
