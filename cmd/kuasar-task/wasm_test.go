@@ -43,11 +43,16 @@ func (n *node) newModule(args ...string) *box {
 	if err := os.WriteFile(filepath.Join(b.bundle, "rootfs/probe.wasm"), module, 0o644); err != nil {
 		n.Fatal(err)
 	}
-	o := engine.Options{Engine: engine.Wazero, Cache: must[string](n)(modules())}
-	b.req.Options = must[*anypb.Any](n)(o.Any())
+	b.give(must[string](n)(modules()))
 	// The backend gives a pod's network namespace.
 	b.spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	return b
+}
+
+// give gives the container a cache of modules.
+func (b *box) give(cache string) {
+	b.Helper()
+	b.req.Options = must[*anypb.Any](b.node)(engine.Options{Engine: engine.Wazero, Cache: cache}.Any())
 }
 
 // proc reads a file of the container's process.

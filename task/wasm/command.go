@@ -36,7 +36,7 @@ const (
 )
 
 // inside is where a cell has a program of ours.
-const inside = "/engine"
+const inside = "/kuasar-wasm"
 
 func ours(path string, args ...string) command {
 	return command{

@@ -87,7 +87,7 @@ func (r *Runtime) compile(spec *specs.Spec, process *specs.Process, o engine.Opt
 	if err != nil {
 		return err
 	}
-	c := cell.Cell{Dir: place, Binds: append(compiler.binds, cell.Bind{Source: dir, Target: codeDir, Writable: true})}
+	c := cell.Cell{Dir: place, Offline: true, Binds: append(compiler.binds, cell.Bind{Source: dir, Target: codeDir, Writable: true})}
 	if err := r.run(&c, compiler); err != nil {
 		return fmt.Errorf("compile with %s: %w", o.Engine, err)
 	}
@@ -199,7 +199,7 @@ func disfavour(pid, score int) error {
 // install copies this program to where a cell can have it from: what it runs
 // from has no name, and what has its name may be another release by now.
 func install(dir string) (string, error) {
-	path := filepath.Join(dir, "runner")
+	path := filepath.Join(dir, "kuasar-task")
 	from, err := os.Open("/proc/self/exe")
 	if err != nil {
 		return "", fmt.Errorf("install runner: %w", err)

@@ -33,6 +33,9 @@ var (
 	fpRunner = failpoint.New("wasm/create/runner")
 )
 
+// errSilent is of a runner that was not ready and did not say why.
+var errSilent = fmt.Errorf("it has no module: %w", errdefs.ErrFailedPrecondition)
+
 // loading is how long a runner may take to load what is compiled.
 const loading = 30 * time.Second
 
@@ -41,7 +44,7 @@ func (r *Runtime) Create(ctx context.Context, ref server.Ref, p server.Process) 
 	s, err := r.create(ctx, ref, p)
 	if err != nil {
 		err = fmt.Errorf("create container %s: %w", ref.ID, err)
-		return server.Started{}, errors.Join(err, r.Delete(ctx, ref))
+		return server.Started{}, server.Join(err, r.Delete(ctx, ref))
 	}
 	return s, nil
 }
@@ -262,11 +265,15 @@ func (p *program) start(ctx context.Context, g group.Group, from server.Process,
 	configIn.Close()
 	statusOut.Close()
 	if err != nil {
-		return server.Started{}, errors.Join(err, closeFile(tty))
+		return server.Started{}, server.Join(err, closeFile(tty))
 	}
 	fpRunner.Hit()
 	if err = p.admit(ctx, g, pid, configOut, statusIn); err != nil {
-		return server.Started{}, errors.Join(err, end(pid), closeFile(tty))
+		how := end(pid)
+		if !errors.Is(err, errSilent) {
+			how = nil
+		}
+		return server.Started{}, server.Join(err, how, closeFile(tty))
 	}
 	return server.Started{Pid: pid, Master: tty}, nil
 }
@@ -318,13 +325,13 @@ func (p *program) admit(ctx context.Context, g group.Group, pid int, config, sta
 	case len(said) > 0:
 		return fmt.Errorf("%s: %q: %w", p.options.Engine, said, errdefs.ErrInvalidArgument)
 	default:
-		return errors.Join(fmt.Errorf("%s has no module: %w", p.options.Engine, errdefs.ErrFailedPrecondition), werr, err)
+		return server.Join(fmt.Errorf("%s: %w", p.options.Engine, errSilent), werr, err)
 	}
 }
 
-// end ends a runner that is of no use, and says how it ended if it was no more:
-// by SIGKILL, its memory limit may be too low for the engine. Nobody else reaps
-// it.
+// end ends a runner that is of no use, and says how it ended if that had
+// happened before: by SIGKILL, its memory limit may be too low for the engine.
+// Nobody else reaps it.
 func end(pid int) error {
 	_ = unix.Kill(pid, unix.SIGKILL)
 	var ws unix.WaitStatus

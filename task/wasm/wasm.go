@@ -212,6 +212,7 @@ func load(ref server.Ref) (group.Group, error) {
 	if err != nil {
 		return g, fmt.Errorf("cgroup of container %s: %w", ref.ID, err)
 	}
+	g.Config.Resources.SkipDevices = true // which no record has; see plan
 	return g, nil
 }
 

@@ -37,9 +37,10 @@ type Cell struct {
 	ReadOnly bool   // the root file system, without its mounts
 	Mounts   []specs.Mount
 
-	NetNS string // path of one; empty for the caller's
-	User  specs.User
-	Keep  []string // capabilities that it has, of those in kept
+	NetNS   string // path of one; empty for the caller's
+	Offline bool   // it has no network at all
+	User    specs.User
+	Keep    []string // capabilities that it has, of those in kept
 }
 
 // Bind is a file or directory of this host, seen in the cell.
@@ -104,6 +105,12 @@ func (c *Cell) enter() error {
 }
 
 func (c *Cell) network() error {
+	if c.Offline {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("leave the network: %w", err)
+		}
+		return nil
+	}
 	if c.NetNS == "" {
 		return nil
 	}

@@ -3,6 +3,7 @@ package cell
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,6 +96,21 @@ func TestConfinedSignals(t *testing.T) {
 	}
 	if got := tell(t, Cell{}, "tgkill"); got != "tgkill operation not permitted\n" {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestOffline(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dial := "dial:" + l.Addr().String()
+	if got := tell(t, Cell{}, dial); got != dial+" <nil>\n" {
+		t.Errorf("online: %q", got)
+	}
+	if got := tell(t, Cell{Offline: true}, dial); got != dial+" network is unreachable\n" {
+		t.Errorf("offline: %q", got)
 	}
 }
 

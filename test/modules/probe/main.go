@@ -22,6 +22,7 @@ var commands = map[string]func(args []string) error{
 	"cwd":    cwd,
 	"cat":    cat,
 	"upper":  upper,
+	"talk":   talk,
 	"write":  write,
 	"ls":     ls,
 	"exit":   exit,
@@ -91,6 +92,20 @@ func upper([]string) error {
 		}
 	}
 	return lines.Err()
+}
+
+// talk says one, waits for a line, says two and exits with a status.
+func talk(args []string) error {
+	if err := show("one"); err != nil {
+		return err
+	}
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		return err
+	}
+	if err := show("two"); err != nil {
+		return err
+	}
+	return exit(args)
 }
 
 func write(args []string) error {

@@ -2,7 +2,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +44,10 @@ var attempts = map[string]func(arg string) any{
 	},
 	"netlink": func(string) any { return socket(unix.AF_NETLINK) },
 	"inet":    func(string) any { return socket(unix.AF_INET) },
+	"dial": func(address string) any {
+		_, err := net.Dial("tcp", address)
+		return errors.Unwrap(errors.Unwrap(err))
+	},
 }
 
 func socket(family int) error {
