@@ -232,6 +232,9 @@ func load(ref server.Ref) (group.Group, error) {
 	if err != nil {
 		return g, fmt.Errorf("cgroup of container %s: %w", ref.ID, err)
 	}
+	if g.Config == nil {
+		return g, fmt.Errorf("cgroup of container %s: its record is empty: %w", ref.ID, errdefs.ErrDataLoss)
+	}
 	g.Config.Resources.SkipDevices = true // which no record has; see plan
 	return g, nil
 }
