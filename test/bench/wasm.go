@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,13 +30,13 @@ func (b *bench) modules(ctx context.Context) ([]string, error) {
 			return nil, err
 		}
 	}
-	engines := slices.Clone(engine.Names)
-	_, err := exec.LookPath("wasmedge")
-	if _, here := os.Stat(b.Path("build/wasmedge/wasmedge")); err != nil && here != nil {
-		fmt.Println("no WasmEdge here: it is left out (hack/wasmedge)")
-		engines = slices.DeleteFunc(engines, func(name string) bool { return name == engine.WasmEdge })
-	}
-	return engines, nil
+	return slices.DeleteFunc(slices.Clone(engine.Names), func(name string) bool {
+		missing := !bed.HasEngine(name)
+		if missing {
+			fmt.Printf("no %s here: it is left out (hack/wasmedge)\n", name)
+		}
+		return missing
+	}), nil
 }
 
 // program runs a program of test/modules on an engine, or natively in a stock
