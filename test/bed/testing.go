@@ -44,19 +44,23 @@ func Require(t testing.TB) {
 // with the build.
 func RequireEngine(t testing.TB, name string) {
 	t.Helper()
+	if !HasEngine(name) {
+		t.Skipf("needs %s (hack/wasmedge)", name)
+	}
+}
+
+// HasEngine says whether the daemon of a bed finds a Wasm engine.
+func HasEngine(name string) bool {
 	if name != engine.WasmEdge {
-		return
+		return true
 	}
-	root, err := findRoot()
-	if err != nil {
-		t.Fatal(err)
+	if root, err := findRoot(); err == nil {
+		if _, err := os.Stat(root + "/build/wasmedge/wasmedge"); err == nil {
+			return true
+		}
 	}
-	if _, err := os.Stat(root + "/build/wasmedge/wasmedge"); err == nil {
-		return
-	}
-	if _, err := exec.LookPath("wasmedge"); err != nil {
-		t.Skip("needs WasmEdge (hack/wasmedge)")
-	}
+	_, err := exec.LookPath("wasmedge")
+	return err == nil
 }
 
 // raceBinary is the daemon that is tested, built with the race detector.

@@ -27,7 +27,10 @@ var benchmarks = []struct {
 	{"stdio", benchOutput},
 	{"dense", benchDense},
 	{"memory", benchMemory},
-	{"wasm", benchWasm},
+	{"wasm-start", wasmStart},
+	{"wasm-memory", wasmMemory},
+	{"wasm-dense", wasmDense},
+	{"wasm-compute", wasmCompute},
 }
 
 // bench is one run of the program.

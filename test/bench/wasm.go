@@ -5,7 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,37 +19,24 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
 
-// benchWasm compares pods of each Wasm engine with stock ones that run the same
-// program, built for the host.
-func benchWasm(ctx context.Context, b *bench) error {
+// The benchmarks of Wasm compare pods of each engine with stock ones that run
+// the same program, built for the host.
+
+// modules pulls the images that have them and returns the engines that there
+// are here.
+func (b *bench) modules(ctx context.Context) ([]string, error) {
 	for _, image := range []string{images.Probe, images.Native} {
 		if err := b.Pull(ctx, image); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	engines := installed(b)
-	for _, f := range []func(context.Context, *bench, []string) error{wasmStart, wasmMemory, wasmMany, wasmCompute} {
-		if err := f(ctx, b, engines); err != nil {
-			return err
+	return slices.DeleteFunc(slices.Clone(engine.Names), func(name string) bool {
+		missing := !bed.HasEngine(name)
+		if missing {
+			fmt.Printf("no %s here: it is left out (hack/wasmedge)\n", name)
 		}
-	}
-	return nil
-}
-
-// installed are the engines that there are here.
-func installed(b *bench) []string {
-	var found []string
-	for _, name := range engine.Names {
-		if name == engine.WasmEdge {
-			_, err := exec.LookPath("wasmedge")
-			if _, here := os.Stat(b.Path("build/wasmedge/wasmedge")); err != nil && here != nil {
-				fmt.Println("no WasmEdge here: it is left out (hack/wasmedge)")
-				continue
-			}
-		}
-		found = append(found, name)
-	}
-	return found
+		return missing
+	}), nil
 }
 
 // program runs a program of test/modules on an engine, or natively in a stock
@@ -64,7 +51,11 @@ func program(engine, name string, args ...string) shape {
 
 // wasmStart: a pod with a container that says something and waits, on a node
 // that has the module compiled.
-func wasmStart(ctx context.Context, b *bench, engines []string) error {
+func wasmStart(ctx context.Context, b *bench) error {
+	engines, err := b.modules(ctx)
+	if err != nil {
+		return err
+	}
 	took := map[string]*starts{}
 	sides := append([]string{""}, engines...)
 	for _, side := range sides {
@@ -93,7 +84,11 @@ func wasmStart(ctx context.Context, b *bench, engines []string) error {
 
 // wasmMemory: what a container has for itself, of several that run the same
 // program.
-func wasmMemory(ctx context.Context, b *bench, engines []string) error {
+func wasmMemory(ctx context.Context, b *bench) error {
+	engines, err := b.modules(ctx)
+	if err != nil {
+		return err
+	}
 	values := map[string][]float64{}
 	for _, side := range append([]string{""}, engines...) {
 		var pods []*pod
@@ -171,9 +166,13 @@ func (b *bench) private(ctx context.Context, p *pod) (float64, error) {
 	return float64(sum), nil
 }
 
-// wasmMany: as many containers at once as a node has pods, and how long one
+// wasmDense: as many containers at once as a node has pods, and how long one
 // more takes.
-func wasmMany(ctx context.Context, b *bench, engines []string) error {
+func wasmDense(ctx context.Context, b *bench) error {
+	engines, err := b.modules(ctx)
+	if err != nil {
+		return err
+	}
 	for _, name := range engines {
 		var pods []*pod
 		begin := time.Now()
@@ -223,7 +222,11 @@ const scale = "8"
 
 // wasmCompute: how long a program takes that only computes, from its start to
 // its end.
-func wasmCompute(ctx context.Context, b *bench, engines []string) error {
+func wasmCompute(ctx context.Context, b *bench) error {
+	engines, err := b.modules(ctx)
+	if err != nil {
+		return err
+	}
 	values := map[string][]time.Duration{}
 	for range max(3, b.n/6) {
 		for _, side := range append([]string{""}, engines...) {
