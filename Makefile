@@ -30,9 +30,10 @@ install: ## install the packages that building and testing need
 	@hack/install
 
 .PHONY: build
-build: ## build bin/: the daemon, the agent, and the stock shim and ctr
+build: ## build bin/: the daemon, the agent, Wasmtime's runner, and the stock shim and ctr
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-kuasar ./cmd/containerd-kuasar
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -X main.version=$(VERSION) -extldflags "-static"' -o bin/kuasar-task ./cmd/kuasar-task
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags "-static -Wl,--no-warnings"' -o bin/kuasar-wasmtime ./cmd/kuasar-wasmtime
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-runc-v2 $(CONTAINERD)/cmd/containerd-shim-runc-v2
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctr $(CONTAINERD)/cmd/ctr
 
@@ -44,6 +45,7 @@ bed: build ## build build/: what the tests run beside bin/
 	@CGO_ENABLED=1 $(GO) build -race -trimpath -ldflags '$(LDFLAGS)' -o build/race/containerd-kuasar ./cmd/containerd-kuasar
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o build/images/ ./test/images/web ./test/images/privs
 	@gcc -static -Os -s -o build/images/pause test/images/pause/pause.c
+	@hack/modules
 
 .PHONY: lint
 lint: ## check formatting, vet, and the rules of .golangci.yml that need no golangci-lint

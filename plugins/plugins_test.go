@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 
+	"github.com/containerd-kuasar/containerd-kuasar/plugins/artifact"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/cri"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/tasks"
 )
@@ -23,7 +24,7 @@ func TestRegister(t *testing.T) {
 	if len(before) != len(after) {
 		t.Errorf("%d plugins, %d before", len(after), len(before))
 	}
-	for _, uri := range []string{tasks.Stock, cri.Stock} {
+	for _, uri := range []string{tasks.Stock, cri.Stock, artifact.Stock} {
 		if _, found := after[uri]; !found {
 			t.Errorf("plugin %s is gone", uri)
 		}

@@ -199,11 +199,7 @@ func (p *pod) discard(ctx context.Context) error {
 		p.backend.Worker.Reaper().Unfollow(first.file)
 		first.file.Close()
 	}
-	agent, err := p.backend.Worker.Agent(ctx)
-	if err != nil {
-		return err
-	}
-	return errors.Join(end(ctx, agent, p.id), p.remove(ctx, p.id))
+	return errors.Join(p.tenants().End(ctx, p.id), p.tenants().Remove(ctx, p.id))
 }
 
 // initRootfs is an empty directory that root in the pod's user namespace may

@@ -5,20 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"syscall"
 	"time"
-
-	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
-	"github.com/containerd-kuasar/containerd-kuasar/task"
-	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 var (
@@ -75,7 +67,7 @@ func (p *pod) make(context.Context) error {
 	p.mu.Lock()
 	p.label = process
 	p.mu.Unlock()
-	if err := host.MakeFiles(p.dir, p.config, p.ns.User); err != nil {
+	if err := errors.Join(host.MakeFiles(p.dir, p.config, p.ns.User), host.MakeShm(p.dir, p.config)); err != nil {
 		return err
 	}
 	if p.ns.User == nil {
@@ -119,14 +111,14 @@ func (p *pod) Stop(ctx context.Context) error {
 			return fmt.Errorf("stop pod %s: %w", p.id, ctx.Err())
 		}
 	}
-	if err := p.kill(ctx); err != nil {
+	if err := p.tenants().Kill(ctx); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
 	fpKilled.Hit()
 	if err := p.removeInit(ctx); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
-	if err := errors.Join(host.Unpin(p.dir), host.RemoveFiles(p.dir)); err != nil {
+	if err := errors.Join(host.Unpin(p.dir), host.RemoveShm(p.dir)); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
 	fpUnpin.Hit()
@@ -141,7 +133,7 @@ func (p *pod) removeInit(ctx context.Context) error {
 	if err != nil || !slices.Contains(ids, p.id) {
 		return err
 	}
-	return p.remove(ctx, p.id)
+	return p.tenants().Remove(ctx, p.id)
 }
 
 // Delete implements sandbox.Sandbox.
@@ -159,67 +151,18 @@ func (p *pod) clear(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.kill(ctx); err != nil {
+	if err := p.tenants().Kill(ctx); err != nil {
 		return err
 	}
 	for _, id := range ids {
-		if err := p.remove(ctx, id); err != nil {
+		if err := p.tenants().Remove(ctx, id); err != nil {
 			return err
 		}
 	}
-	return errors.Join(host.Unpin(p.dir), host.RemoveFiles(p.dir))
+	return errors.Join(host.Unpin(p.dir), host.RemoveShm(p.dir))
 }
 
-// kill ends every process of the pod and returns when they are gone. It does
-// not need the worker where the pod has nothing in it.
-func (p *pod) kill(ctx context.Context) error {
-	ids, err := p.containers()
-	if err != nil || len(ids) == 0 {
-		return err
-	}
-	agent, err := p.backend.Worker.Agent(ctx)
-	if err != nil {
-		return err
-	}
-	list, err := agent.List(ctx, &api.ListRequest{})
-	if err != nil {
-		return fmt.Errorf("list processes: %w", errgrpc.ToNative(err))
-	}
-	ctx = namespaces.WithNamespace(ctx, p.namespace)
-	ids = slices.DeleteFunc(ids, func(id string) bool {
-		return !slices.ContainsFunc(list.Processes, func(q *api.Process) bool {
-			return q.Namespace == p.namespace && q.ContainerId == id && q.ExecId == "" && q.Status != api.Status_STATUS_STOPPED
-		})
-	})
-	return end(ctx, agent, ids...)
-}
-
-// end kills containers and returns when they are gone.
-func end(ctx context.Context, agent *task.Client, ids ...string) error {
-	for _, id := range ids {
-		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(syscall.SIGKILL), All: true})
-		if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("kill container %s: %w", id, err)
-		}
-	}
-	for _, id := range ids {
-		_, err := agent.Wait(ctx, &taskapi.WaitRequest{ID: id})
-		if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("wait for container %s: %w", id, err)
-		}
-	}
-	return nil
-}
-
-// remove deletes a container that has ended, and its bundle.
-func (p *pod) remove(ctx context.Context, id string) error {
-	agent, err := p.backend.Worker.Agent(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = agent.Delete(namespaces.WithNamespace(ctx, p.namespace), &taskapi.DeleteRequest{ID: id})
-	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("delete container %s: %w", id, err)
-	}
-	return host.RemoveBundle(p.dir, id)
+// tenants are the pod's containers in the worker.
+func (p *pod) tenants() host.Tenants {
+	return host.Tenants{Dir: p.dir, Namespace: p.namespace, Agent: p.backend.Worker.Agent}
 }

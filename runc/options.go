@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"os"
 	"slices"
 	"strings"
 
@@ -112,12 +111,6 @@ func (o Options) systemd(parent string, running bool) (bool, error) {
 		return false, invalid("options of the runtime handler: SystemdCgroup = true, but the pod's cgroup parent %q is no slice: the kubelet's cgroupDriver must be systemd too", parent)
 	}
 	return true, nil
-}
-
-// systemdRunning is sd_booted(3).
-func systemdRunning() bool {
-	info, err := os.Lstat("/run/systemd/system")
-	return err == nil && info.IsDir()
 }
 
 // task are the options for the agent: the client's for this task, with the

@@ -108,7 +108,7 @@ func (b *Backend) pod(spec sandbox.Spec, defaults Options) (*pod, error) {
 		return nil, err
 	}
 	parent := spec.Config.GetLinux().GetCgroupParent()
-	systemd, err := opts.systemd(parent, systemdRunning())
+	systemd, err := opts.systemd(parent, host.SystemdRunning())
 	if err != nil {
 		return nil, err
 	}

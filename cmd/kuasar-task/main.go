@@ -4,6 +4,7 @@
 //	kuasar-task serve --dir DIR   the worker
 //	kuasar-task init              a container's first process, for libcontainer only
 //	kuasar-task pause             the first process of a shared pid namespace
+//	kuasar-task wasm …            a Wasm container, or the compiler of one
 //	kuasar-task failpoints        lists where a test can make it die
 //	kuasar-task --version
 package main
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	_ "github.com/containerd-kuasar/containerd-kuasar/task/child"
 	_ "github.com/containerd-kuasar/containerd-kuasar/task/pause"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm"
 )
 
 // version is set by the linker.
@@ -42,6 +44,8 @@ func run(args []string) error {
 	switch args[0] {
 	case "serve":
 		return serve(args[1:])
+	case wasm.Role:
+		return module(args[1:])
 	case "failpoints":
 		for _, name := range failpoint.Names() {
 			fmt.Println(name)

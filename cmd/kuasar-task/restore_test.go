@@ -256,17 +256,22 @@ func TestFailpoints(t *testing.T) {
 	for _, point := range failpoints(t) {
 		t.Run(point, func(t *testing.T) {
 			n := newNode(t)
-			b := n.newBox("sh", "-c", "echo one; "+waitLine+"echo two; exit 61")
-			path, w := b.stdin("stdin")
-			b.req.Stdin = path
+			l := &life{}
+			if strings.HasPrefix(point, "wasm/") {
+				l.box = n.newModule("talk", "61")
+				l.give(filepath.Join(n.dir, "modules")) // it is compiled, too
+				l.exits = func(code string) []string { return []string{"/probe.wasm", "exit", code} }
+			} else {
+				l.box = n.newBox("sh", "-c", "echo one; "+waitLine+"echo two; exit 61")
+				l.exits = func(code string) []string { return []string{"sh", "-c", "exit " + code} }
+			}
+			l.req.Stdin, l.stdin = l.box.stdin("stdin")
 			n.kill()
 			n.env = []string{"KUASAR_FAILPOINT=" + point}
 			n.start()
 			n.env = nil
 			n.connect()
-			l := &life{box: b, stdin: w}
-			died := l.live(point)
-			if !died {
+			if !l.live(point) {
 				t.Fatalf("the worker did not die")
 			}
 		})
@@ -278,6 +283,7 @@ func TestFailpoints(t *testing.T) {
 type life struct {
 	*box
 	stdin *os.File
+	exits func(code string) []string // a command that exits with code
 	died  bool
 }
 
@@ -383,7 +389,7 @@ func (l *life) execs() {
 	l.Helper()
 	ctx, cancel := l.ctx()
 	defer cancel()
-	if _, err := l.client.Exec(ctx, &taskapi.ExecProcessRequest{ID: l.id, ExecID: "e", Spec: l.processSpec("sh", "-c", "exit 62")}); err != nil {
+	if _, err := l.client.Exec(ctx, &taskapi.ExecProcessRequest{ID: l.id, ExecID: "e", Spec: l.processSpec(l.exits("62")...)}); err != nil {
 		l.call("exec", func() bool { return false }, func() error { return err })
 	} else if _, err := l.client.Start(ctx, &taskapi.StartRequest{ID: l.id, ExecID: "e"}); err != nil {
 		l.call("start exec", func() bool { return false }, func() error { return err })
@@ -396,7 +402,7 @@ func (l *life) execs() {
 			return err
 		})
 	}
-	l.exec("second", nil, "sh", "-c", "exit 63")
+	l.exec("second", nil, l.exits("63")...)
 	l.startExec("second")
 	if got := l.wait("second"); got != 63 {
 		l.Errorf("second exec's exit status %d", got)

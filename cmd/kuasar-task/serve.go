@@ -20,6 +20,8 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/task/oom"
 	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 )
 
 // maxSocket is the longest path of a unix socket: sun_path of unix(7) without
@@ -97,10 +99,11 @@ func newWorker(dir string) (_ *worker, err error) {
 		return nil, err
 	}
 	runtime := container.New()
+	modules := wasm.New(wasm.Config{Begin: w.reaper.Begin, Dir: filepath.Join(dir, "wasm"), Version: version})
 	w.server = server.New(server.Config{
 		Dir:      filepath.Join(dir, "containers"),
 		Version:  version,
-		Runtimes: map[string]server.Runtime{"": runtime, container.OptionsURL: runtime},
+		Runtimes: map[string]server.Runtime{"": runtime, container.OptionsURL: runtime, engine.URL: modules},
 		Stdio:    w.stdio,
 		Reaper:   w.reaper,
 		Holder:   w.holder,

@@ -48,6 +48,9 @@ func TestMain(m *testing.M) {
 	if path, err := binary(); err == nil {
 		os.RemoveAll(filepath.Dir(path))
 	}
+	if dir, err := modules(); err == nil {
+		os.RemoveAll(dir)
+	}
 	for _, pattern := range []string{"/sys/fs/cgroup" + cgroupParent, "/sys/fs/cgroup/*" + cgroupParent} {
 		dirs, _ := filepath.Glob(pattern)
 		for _, dir := range dirs {

@@ -1,8 +1,10 @@
-// Package cri mends what containerd's CRI plugin forgets about the sandboxes
-// of foreign sandboxers when it restarts: when they were made.
+// Package cri mends what containerd's CRI plugin does not do for the sandboxes
+// of foreign sandboxers.
 //
-// It lists them from a store of its own, which it fills at its start without
-// that time. The rest of its view comes from the sandboxer and is right.
+// It forgets when they were made as it restarts: it lists them from a store of
+// its own, which it fills at its start without that time. The rest of its view
+// comes from the sandboxer and is right. And it pulls images for the host's
+// platform, whatever the sandbox runs.
 package cri
 
 import (
@@ -35,6 +37,9 @@ func Register() error {
 			if err := mend(service, controllers(ic)); err != nil {
 				log.G(ic.Context).WithError(err).Warn("after a restart pods of our sandboxers are listed without their age")
 			}
+			if err := mendPull(service, ic.Plugins()); err != nil {
+				log.G(ic.Context).WithError(err).Warn("of images for several platforms the host's is pulled, also for Wasm pods")
+			}
 			return service, nil
 		}
 	})
@@ -55,12 +60,28 @@ func controllers(ic *plugin.InitContext) []*sandbox.Controller {
 	return ours
 }
 
-// field is where the plugin's instance (criGRPCServer in plugins/cri) keeps the
-// service. It is embedded, so its name is its interface's.
-const field = "RuntimeServiceServer"
+// mend has the service's lists tell the ages of our sandboxes.
+func mend(instance any, controllers []*sandbox.Controller) error {
+	return decorate(instance, "RuntimeServiceServer", func(s runtime.RuntimeServiceServer) runtime.RuntimeServiceServer {
+		return &decorator{RuntimeServiceServer: s, controllers: controllers}
+	})
+}
 
-// mend puts a decorator in front of the service within the plugin's instance.
-func mend(instance any, controllers []*sandbox.Controller) (err error) {
+// mendPull has the service's pulls look at whom they are for.
+func mendPull(instance any, all *plugin.Set) error {
+	wasm, err := handlers(all, "wasm")
+	if err != nil {
+		return err
+	}
+	return decorate(instance, "ImageServiceServer", func(s runtime.ImageServiceServer) runtime.ImageServiceServer {
+		return &puller{ImageServiceServer: s, wasm: wasm}
+	})
+}
+
+// decorate puts a decorator in front of a service within the plugin's instance
+// (criGRPCServer in plugins/cri). There the service is embedded, so its field's
+// name is its interface's.
+func decorate[T any](instance any, field string, decorator func(T) T) (err error) {
 	defer func() {
 		if r := recover(); r != nil { // reflection's way to say no
 			err = fmt.Errorf("CRI service %T: %v", instance, r)
@@ -74,11 +95,11 @@ func mend(instance any, controllers []*sandbox.Controller) (err error) {
 	if !f.IsValid() || !f.CanSet() {
 		return fmt.Errorf("CRI service %T has no field %s that can be set", instance, field)
 	}
-	service, ok := f.Interface().(runtime.RuntimeServiceServer)
+	service, ok := f.Interface().(T)
 	if !ok {
 		return fmt.Errorf("CRI service %T: %s is a %s", instance, field, f.Type())
 	}
-	f.Set(reflect.ValueOf(&decorator{RuntimeServiceServer: service, controllers: controllers}))
+	f.Set(reflect.ValueOf(decorator(service)))
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"testing"
 )
 
@@ -36,11 +37,11 @@ func BenchmarkUnpin(b *testing.B) {
 func BenchmarkMakeFiles(b *testing.B) {
 	dir := b.TempDir()
 	for b.Loop() {
-		if err := MakeFiles(dir, config(nil, nil), nil); err != nil {
+		if err := errors.Join(MakeFiles(dir, config(nil, nil), nil), MakeShm(dir, config(nil, nil))); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if err := RemoveFiles(dir); err != nil {
+		if err := RemoveShm(dir); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

@@ -2,6 +2,7 @@ package host
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"strings"
 
@@ -61,4 +62,10 @@ func expand(parent string) string {
 		prefix += "-"
 	}
 	return full
+}
+
+// SystemdRunning is sd_booted(3).
+func SystemdRunning() bool {
+	info, err := os.Lstat("/run/systemd/system")
+	return err == nil && info.IsDir()
 }

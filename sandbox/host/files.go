@@ -28,9 +28,8 @@ const (
 	etcResolv   = "/etc/resolv.conf"
 )
 
-// MakeFiles writes the pod's hosts, hostname and resolv.conf, and mounts its
-// /dev/shm unless it shares the host's. They belong to the root of user, which
-// may be nil. Idempotent.
+// MakeFiles writes the pod's hosts, hostname and resolv.conf. They belong to the
+// root of user, which may be nil. Idempotent.
 func MakeFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error {
 	hostname := config.GetHostname()
 	if hostname == "" {
@@ -54,6 +53,11 @@ func MakeFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error 
 			return err
 		}
 	}
+	return nil
+}
+
+// MakeShm mounts the pod's /dev/shm unless it shares the host's. Idempotent.
+func MakeShm(dir string, config *runtime.PodSandboxConfig) error {
 	if hostIPC(config) {
 		if _, err := os.Stat(devShm); err != nil {
 			return fmt.Errorf("share the host's ipc: %w", err)
@@ -63,8 +67,8 @@ func MakeFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error 
 	return mountShm(filepath.Join(dir, "shm"))
 }
 
-// RemoveFiles unmounts /dev/shm. The files go with the directory. Idempotent.
-func RemoveFiles(dir string) error { return unmount(filepath.Join(dir, "shm")) }
+// RemoveShm unmounts /dev/shm. Idempotent.
+func RemoveShm(dir string) error { return unmount(filepath.Join(dir, "shm")) }
 
 // Passable says whether any user may pass through dir and all above it, as the
 // root of a user namespace must to reach a root file system in it.

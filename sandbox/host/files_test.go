@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,7 +29,7 @@ func TestFiles(t *testing.T) {
 	c := config(nil, nil)
 	c.DnsConfig = &runtime.DNSConfig{Servers: []string{"10.0.0.1", "10.0.0.2"}, Searches: []string{"a", "b"}, Options: []string{"ndots:5"}}
 	for range 2 {
-		if err := MakeFiles(dir, c, nil); err != nil {
+		if err := errors.Join(MakeFiles(dir, c, nil), MakeShm(dir, c)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -64,7 +65,7 @@ func TestFiles(t *testing.T) {
 		t.Errorf("shm was mounted twice: %v", err)
 	}
 	for range 2 {
-		if err := RemoveFiles(dir); err != nil {
+		if err := RemoveShm(dir); err != nil {
 			t.Error(err)
 		}
 	}
@@ -81,7 +82,7 @@ func TestFilesOfTheHost(t *testing.T) {
 	dir := tempDir(t)
 	c := config(&runtime.NamespaceOption{Ipc: runtime.NamespaceMode_NODE}, nil)
 	c.Hostname = ""
-	if err := MakeFiles(dir, c, nil); err != nil {
+	if err := errors.Join(MakeFiles(dir, c, nil), MakeShm(dir, c)); err != nil {
 		t.Fatal(err)
 	}
 	name, err := os.Hostname()
@@ -103,7 +104,7 @@ func TestFilesBelongToTheContainersRoot(t *testing.T) {
 	needRoot(t)
 	dir := tempDir(t)
 	user := &IDMap{UID: specs.LinuxIDMapping{HostID: 1234, Size: 9}, GID: specs.LinuxIDMapping{HostID: 2345, Size: 9}}
-	if err := MakeFiles(dir, config(nil, nil), user); err != nil {
+	if err := errors.Join(MakeFiles(dir, config(nil, nil), user), MakeShm(dir, config(nil, nil))); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(filepath.Join(dir, "hosts"))
@@ -113,7 +114,7 @@ func TestFilesBelongToTheContainersRoot(t *testing.T) {
 	if s := info.Sys().(*syscall.Stat_t); s.Uid != 1234 || s.Gid != 2345 {
 		t.Errorf("hosts belongs to %d:%d", s.Uid, s.Gid)
 	}
-	if err := RemoveFiles(dir); err != nil {
+	if err := RemoveShm(dir); err != nil {
 		t.Error(err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/thread"
 )
 
 var (
@@ -56,7 +56,7 @@ func Pin(dir string, n Namespaces) error {
 	if err := os.Mkdir(filepath.Join(dir, "ns"), 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return onThread(func() error { return pin(dir, n) })
+	return thread.Do(func() error { return pin(dir, n) })
 }
 
 func pin(dir string, n Namespaces) error {
@@ -192,21 +192,4 @@ func writeProc(path, value string) error {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return err
-}
-
-// onThread runs do on a thread that is not used for anything afterwards.
-func onThread(do func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread cannot end, and /proc shows its namespaces as
-			// the process's. While we occupy it, another one is found.
-			result <- onThread(do)
-			runtime.UnlockOSThread()
-			return
-		}
-		result <- do() // Go ends a thread whose goroutine ends without unlocking it
-	}()
-	return <-result
 }

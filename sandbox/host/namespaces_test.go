@@ -2,17 +2,17 @@ package host
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/thread"
 )
 
 func needRoot(t *testing.T) {
@@ -54,7 +54,7 @@ func inode(t *testing.T, path string) uint64 {
 // inside runs do on a thread in the pod's namespaces.
 func inside(t *testing.T, dir, netns string, do func() error) {
 	t.Helper()
-	err := onThread(func() error {
+	err := thread.Do(func() error {
 		for kind, path := range map[int]string{
 			unix.CLONE_NEWIPC: Pinned(dir, specs.IPCNamespace),
 			unix.CLONE_NEWUTS: Pinned(dir, specs.UTSNamespace),
@@ -75,7 +75,7 @@ func inside(t *testing.T, dir, netns string, do func() error) {
 func newNetNS(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "net")
-	err := onThread(func() error {
+	err := thread.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -181,57 +181,6 @@ func TestPinNamesTheSysctl(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-}
-
-// A thread that was in a pod's namespaces must not be used for anything else.
-func TestThreadsEnd(t *testing.T) {
-	needRoot(t)
-	fd, err := unix.PidfdOpen(unix.Gettid(), unix.PIDFD_THREAD)
-	if errors.Is(err, unix.EINVAL) {
-		t.Skip("needs pidfds of threads: Linux 6.9")
-	}
-	must(t, err)
-	unix.Close(fd)
-	var group sync.WaitGroup
-	for range 40 {
-		group.Go(func() {
-			var thread int
-			err := onThread(func() (err error) {
-				if err := unix.Unshare(unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
-					return err
-				}
-				thread, err = unix.PidfdOpen(unix.Gettid(), unix.PIDFD_THREAD)
-				return err
-			})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer unix.Close(thread)
-			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(thread), Events: unix.POLLIN}}, 10_000); n != 1 || err != nil {
-				t.Errorf("the thread has not ended: %v", err)
-			}
-		})
-	}
-	group.Wait()
-}
-
-func TestOnThreadSparesTheMainThread(t *testing.T) {
-	var group sync.WaitGroup
-	for range 200 {
-		group.Go(func() {
-			err := onThread(func() error {
-				if unix.Gettid() == unix.Getpid() {
-					return fmt.Errorf("it ran on the main thread")
-				}
-				return nil
-			})
-			if err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	group.Wait()
 }
 
 func TestPinOwner(t *testing.T) {

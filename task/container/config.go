@@ -12,8 +12,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
-	"golang.org/x/sys/unix"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/rlimit"
 	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 )
 
@@ -109,7 +109,7 @@ func process(p *specs.Process) (*libcontainer.Process, error) {
 		lp.AdditionalGroups = append(lp.AdditionalGroups, int(g))
 	}
 	for _, l := range p.Rlimits {
-		kind, ok := rlimits[l.Type]
+		kind, ok := rlimit.Kinds[l.Type]
 		if !ok {
 			return nil, invalid("process.rlimits has unknown type %q", l.Type)
 		}
@@ -120,24 +120,4 @@ func process(p *specs.Process) (*libcontainer.Process, error) {
 		return nil, invalid("process.execCPUAffinity: %w", err)
 	}
 	return lp, nil
-}
-
-// rlimits are those of getrlimit(2).
-var rlimits = map[string]int{
-	"RLIMIT_AS":         unix.RLIMIT_AS,
-	"RLIMIT_CORE":       unix.RLIMIT_CORE,
-	"RLIMIT_CPU":        unix.RLIMIT_CPU,
-	"RLIMIT_DATA":       unix.RLIMIT_DATA,
-	"RLIMIT_FSIZE":      unix.RLIMIT_FSIZE,
-	"RLIMIT_LOCKS":      unix.RLIMIT_LOCKS,
-	"RLIMIT_MEMLOCK":    unix.RLIMIT_MEMLOCK,
-	"RLIMIT_MSGQUEUE":   unix.RLIMIT_MSGQUEUE,
-	"RLIMIT_NICE":       unix.RLIMIT_NICE,
-	"RLIMIT_NOFILE":     unix.RLIMIT_NOFILE,
-	"RLIMIT_NPROC":      unix.RLIMIT_NPROC,
-	"RLIMIT_RSS":        unix.RLIMIT_RSS,
-	"RLIMIT_RTPRIO":     unix.RLIMIT_RTPRIO,
-	"RLIMIT_RTTIME":     unix.RLIMIT_RTTIME,
-	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
-	"RLIMIT_STACK":      unix.RLIMIT_STACK,
 }

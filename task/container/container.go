@@ -12,12 +12,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/group"
 	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 )
 
@@ -91,23 +90,16 @@ func (r *Runtime) Paused(_ context.Context, ref server.Ref) (bool, error) {
 }
 
 // Signal implements server.Runtime.
-func (r *Runtime) Signal(ctx context.Context, ref server.Ref, sig unix.Signal) error {
+func (r *Runtime) Signal(_ context.Context, ref server.Ref, sig unix.Signal) error {
 	if sig == unix.SIGKILL {
 		return r.kill(ref)
 	}
-	pids, err := r.Pids(ctx, ref)
+	g, err := group.Load(ref.Dir)
+	if err == nil {
+		err = g.Signal(sig)
+	}
 	if err != nil {
-		return err
-	}
-	if len(pids) == 0 {
-		return fmt.Errorf("signal container %s: no process: %w", ref.ID, errdefs.ErrNotFound)
-	}
-	// The oldest last: the exit of the first process may end the others.
-	for _, pid := range slices.Backward(pids) {
-		// One that is gone by now is as good as signalled.
-		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
-			return fmt.Errorf("signal container %s: process %d: %w", ref.ID, pid, err)
-		}
+		return fmt.Errorf("signal container %s: %w", ref.ID, err)
 	}
 	return nil
 }
@@ -136,17 +128,18 @@ func (r *Runtime) Delete(_ context.Context, ref server.Ref) error {
 	}
 	// Create died before libcontainer wrote its state, or a former Delete
 	// after it removed it: the cgroup may be left.
-	if err := destroyCgroup(ref); err != nil {
+	if err := group.Destroy(ref.Dir); err != nil {
 		return fmt.Errorf("delete container %s: %w", ref.ID, err)
 	}
 	return forget(ref)
 }
 
 func forget(ref server.Ref) error {
-	for _, path := range []string{state(ref), cgroupFile(ref)} {
-		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("delete container %s: %w", ref.ID, err)
-		}
+	if err := os.RemoveAll(state(ref)); err != nil {
+		return fmt.Errorf("delete container %s: %w", ref.ID, err)
+	}
+	if err := group.Remove(ref.Dir); err != nil {
+		return fmt.Errorf("delete container %s: %w", ref.ID, err)
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func prepare(ref server.Ref, spec *specs.Spec) (*libcontainer.Container, error) 
 	if err != nil {
 		return nil, class(err)
 	}
-	if err := saveCgroup(ref, c); err != nil {
+	if err := saveGroup(ref, c); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(state(ref)))
 	}
 	fpCgroup.Hit()

@@ -63,7 +63,7 @@ func (s *Server) Pause(ctx context.Context, r *wire.PauseRequest) (*emptypb.Empt
 		if err != nil {
 			to = running
 		}
-		return join(err, p.write(func(v *saved) { v.Status = to }), p.become(to))
+		return Join(err, p.write(func(v *saved) { v.Status = to }), p.become(to))
 	})
 }
 
@@ -80,9 +80,9 @@ func (s *Server) Resume(ctx context.Context, r *wire.ResumeRequest) (*emptypb.Em
 		}
 		fpResume.Hit()
 		if err := pauser.Resume(ctx, p.c.ref()); err != nil {
-			return join(err, p.write(func(*saved) {}))
+			return Join(err, p.write(func(*saved) {}))
 		}
-		return join(p.write(func(v *saved) { v.Status = running }), p.become(running))
+		return Join(p.write(func(v *saved) { v.Status = running }), p.become(running))
 	})
 }
 

@@ -117,7 +117,7 @@ func (s *Server) create(ctx context.Context, c *container, spec *specs.Spec) err
 	if err != nil {
 		end := s.cfg.Reaper.Begin() // of hooks
 		defer end()
-		return join(err, c.runtime.Delete(context.WithoutCancel(ctx), c.ref()), os.RemoveAll(c.dir))
+		return Join(err, c.runtime.Delete(context.WithoutCancel(ctx), c.ref()), os.RemoveAll(c.dir))
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ func (s *Server) deleteExec(ctx context.Context, p *process) error {
 	if err := p.check(opDelete); err != nil {
 		return err
 	}
-	if err := join(p.closeIO(), remove(p.path())); err != nil {
+	if err := Join(p.closeIO(), remove(p.path())); err != nil {
 		return fmt.Errorf("delete %s: %w", p, err)
 	}
 	p.c.forget(p)
@@ -100,17 +100,17 @@ func (s *Server) deleteContainer(ctx context.Context, p *process) error {
 	}
 	s.cfg.OOM.Remove(c.namespace + "/" + c.id)
 	for _, e := range execs {
-		err = join(err, e.closeIO())
+		err = Join(err, e.closeIO())
 	}
 	fpDeleted.Hit()
-	if err = join(err, p.closeIO(), os.RemoveAll(c.dir)); err != nil {
+	if err = Join(err, p.closeIO(), os.RemoveAll(c.dir)); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.id, err)
 	}
 	s.drop(c.key)
 	for _, e := range execs {
-		err = join(err, e.bury())
+		err = Join(err, e.bury())
 	}
-	return join(err, p.bury())
+	return Join(err, p.bury())
 }
 
 // end kills a container that was created and not started, and waits for it.

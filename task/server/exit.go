@@ -98,10 +98,10 @@ func (s *Server) finish(ctx context.Context, p *process, e pidfd.Exit) error {
 	}
 	end := func(v *saved) { v.Status, v.Exit = stopped, &e }
 	fpExit.Hit()
-	err = join(err, p.write(end))
+	err = Join(err, p.write(end))
 	fpTell.Hit()
 	s.release(p)
-	err = join(err, closeFile(fd))
+	err = Join(err, closeFile(fd))
 	if p.exec == "" && e.Status == killed {
 		s.lateOOM(ctx, c)
 	}

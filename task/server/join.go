@@ -2,9 +2,9 @@ package server
 
 import "fmt"
 
-// join is errors.Join without its line breaks: these errors end up in one line
+// Join is errors.Join without its line breaks: these errors end up in one line
 // of a client's output.
-func join(errs ...error) error {
+func Join(errs ...error) error {
 	var err error
 	for _, e := range errs {
 		switch {

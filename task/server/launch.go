@@ -31,7 +31,7 @@ func (s *Server) launch(ctx context.Context, p *process, as status, start func(P
 	}
 	defer func() {
 		if err != nil {
-			err = join(err, sio.Close())
+			err = Join(err, sio.Close())
 		}
 	}()
 	proc := Process{Terminal: p.get().Terminal}
@@ -47,16 +47,16 @@ func (s *Server) launch(ctx context.Context, p *process, as status, start func(P
 	}
 	fpForked.Hit()
 	if st.Pid <= 1 { // to signal such a number would reach every process
-		return join(fmt.Errorf("%s has pid %d: %w", p, st.Pid, errdefs.ErrInternal), closeFile(st.Master))
+		return Join(fmt.Errorf("%s has pid %d: %w", p, st.Pid, errdefs.ErrInternal), closeFile(st.Master))
 	}
 	fd, err := pidfd.Open(st.Pid, 0) // nobody reaps it before end
 	if err != nil {
-		return join(err, unix.Kill(st.Pid, unix.SIGKILL), closeFile(st.Master))
+		return Join(err, unix.Kill(st.Pid, unix.SIGKILL), closeFile(st.Master))
 	}
 	if err := s.adopt(ctx, p, as, fd, st, sio); err != nil {
 		_ = pidfd.Signal(fd, unix.SIGKILL) // and the Reaper reaps it
 		s.release(p)
-		return join(err, fd.Close())
+		return Join(err, fd.Close())
 	}
 	return nil
 }
@@ -71,11 +71,11 @@ func (s *Server) adopt(ctx context.Context, p *process, as status, fd *os.File, 
 	fpHeld.Hit()
 	start, err := pidfd.StartTime(st.Pid)
 	if err != nil {
-		return join(err, closeFile(st.Master))
+		return Join(err, closeFile(st.Master))
 	}
 	know := func(v *saved) { v.Pid, v.Start, v.Spec = st.Pid, start, nil }
 	if err := p.write(func(v *saved) { know(v); v.Status = as }); err != nil {
-		return join(err, closeFile(st.Master))
+		return Join(err, closeFile(st.Master))
 	}
 	fpKnown.Hit()
 	sio.Started()

@@ -50,7 +50,7 @@ func (s *Server) Restore(ctx context.Context, held map[string]*os.File) error {
 		if !quarantined[owner(name)] { // or its terminals would hang up
 			s.cfg.Holder.Drop(name)
 		}
-		err = join(err, f.Close())
+		err = Join(err, f.Close())
 	}
 	close(s.ready)
 	return err

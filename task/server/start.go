@@ -55,7 +55,7 @@ func (s *Server) startInit(ctx context.Context, p *process) error {
 	fpStarted.Hit()
 	if err != nil {
 		// Its exit, if that is the reason, is recorded next.
-		return join(err, p.write(func(*saved) {}))
+		return Join(err, p.write(func(*saved) {}))
 	}
 	return p.become(running)
 }
@@ -198,7 +198,7 @@ func (s *Server) failed(p *process, err error) error {
 	werr := p.write(end)
 	p.set(end)
 	close(p.done)
-	return join(err, werr)
+	return Join(err, werr)
 }
 
 // unknown is the exit of a process that nobody can tell it of.

@@ -79,6 +79,13 @@ imports = []
       sandboxer = 'runc'
       disable_pause_image_pull = true
 
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm]
+      runtime_type = 'io.containerd.kuasar.v1'
+      sandboxer = 'wasm'
+      disable_pause_image_pull = true
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm.options]
+        engines = ['wazero', 'wasmtime', 'wasmedge']
+
 {{.Extra}}
 `))
 

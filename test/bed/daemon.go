@@ -72,8 +72,8 @@ func (b *Bed) spawn(binary string) (*daemon, error) {
 	cmd := exec.Command(binary, "--config", filepath.Join(b.Dir, "config.toml"))
 	cmd.Dir = b.Dir
 	cmd.Env = append([]string{
-		// The shim is looked for in PATH.
-		"PATH=" + b.Path("bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		// The shim and engines are looked for in PATH.
+		"PATH=" + b.Path("bin") + ":" + b.Path("build/wasmedge") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"NOTIFY_SOCKET=" + b.notifySocket(),
 		"TMPDIR=" + os.TempDir(),
 	}, b.options.Environ...)

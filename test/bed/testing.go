@@ -3,10 +3,13 @@ package bed
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 )
 
 // startTimeout bounds the daemon's start, a loaded machine included.
@@ -26,6 +29,7 @@ func Require(t testing.TB) {
 		root + "/bin/containerd-kuasar": "make build",
 		root + "/" + raceBinary:         "make bed",
 		root + "/build/images/web":      "make bed",
+		root + "/build/modules":         "make bed",
 		"/bin/busybox":                  "hack/install",
 		"/usr/sbin/runc":                "hack/install",
 		pluginDir + "/bridge":           "hack/install",
@@ -34,6 +38,29 @@ func Require(t testing.TB) {
 			t.Skipf("needs %s (%s)", path, remedy)
 		}
 	}
+}
+
+// RequireEngine skips a test where a Wasm engine is missing that does not come
+// with the build.
+func RequireEngine(t testing.TB, name string) {
+	t.Helper()
+	if !HasEngine(name) {
+		t.Skipf("needs %s (hack/wasmedge)", name)
+	}
+}
+
+// HasEngine says whether the daemon of a bed finds a Wasm engine.
+func HasEngine(name string) bool {
+	if name != engine.WasmEdge {
+		return true
+	}
+	if root, err := findRoot(); err == nil {
+		if _, err := os.Stat(root + "/build/wasmedge/wasmedge"); err == nil {
+			return true
+		}
+	}
+	_, err := exec.LookPath("wasmedge")
+	return err == nil
 }
 
 // raceBinary is the daemon that is tested, built with the race detector.

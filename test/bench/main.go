@@ -1,4 +1,4 @@
-// bench compares the sandboxer runc with containerd's stock runc handler: both
+// bench compares our sandboxers with containerd's stock runc handler: all
 // in one daemon, in turn, through one CRI client, so that noise hits both. It
 // prints medians and ratios, and writes them as JSON and as a picture.
 package main
@@ -15,8 +15,8 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
-// benchmarks in the order in which they run. Each compares bed.Runc with
-// bed.Stock and reports lines of its own.
+// benchmarks in the order in which they run. Each compares pods of ours with
+// those of bed.Stock and reports lines of its own.
 var benchmarks = []struct {
 	name string
 	run  func(context.Context, *bench) error
@@ -27,6 +27,10 @@ var benchmarks = []struct {
 	{"stdio", benchOutput},
 	{"dense", benchDense},
 	{"memory", benchMemory},
+	{"wasm-start", wasmStart},
+	{"wasm-memory", wasmMemory},
+	{"wasm-dense", wasmDense},
+	{"wasm-compute", wasmCompute},
 }
 
 // bench is one run of the program.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
+	"github.com/containerd-kuasar/containerd-kuasar/wasm"
 )
 
 var handlers = []string{bed.Runc, bed.Stock}
@@ -44,11 +46,17 @@ func (s *starts) median() float64 { return summarize(milliseconds(s.whole)).P50 
 type shape struct {
 	handler     string
 	hostNetwork bool
+	image       string   // busybox if empty
 	command     []string // sleeps for ever if nil
+	engine      string   // of a Wasm pod
 }
 
 func (b *bench) config(s shape) *runtime.PodSandboxConfig {
 	n := counter.Add(1)
+	var annotations map[string]string
+	if s.engine != "" {
+		annotations = map[string]string{wasm.Annotation: s.engine}
+	}
 	network, hostname := runtime.NamespaceMode_POD, "bench"
 	if s.hostNetwork {
 		network, hostname = runtime.NamespaceMode_NODE, "" // the host's
@@ -57,6 +65,7 @@ func (b *bench) config(s shape) *runtime.PodSandboxConfig {
 		Metadata:     &runtime.PodSandboxMetadata{Name: fmt.Sprintf("bench-%d", n), Uid: fmt.Sprint(n), Namespace: "bench"},
 		Hostname:     hostname,
 		LogDirectory: b.Dir,
+		Annotations:  annotations,
 		Linux: &runtime.LinuxPodSandboxConfig{
 			CgroupParent: "/bench",
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{
@@ -85,7 +94,7 @@ func (b *bench) start(ctx context.Context, s shape) (*pod, time.Duration, error)
 		SandboxConfig: p.config,
 		Config: &runtime.ContainerConfig{
 			Metadata: &runtime.ContainerMetadata{Name: "c"},
-			Image:    &runtime.ImageSpec{Image: images.Busybox},
+			Image:    &runtime.ImageSpec{Image: cmp.Or(s.image, images.Busybox)},
 			Command:  command,
 			LogPath:  p.config.Metadata.Name + ".log",
 			Linux: &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{

@@ -15,6 +15,7 @@ import (
 // report collects comparisons and prints each as it comes.
 type report struct {
 	Comparisons []comparison `json:"comparisons"`
+	Notes       []string     `json:"notes,omitempty"` // what has nothing to compare with
 }
 
 // comparison is one measured thing, ours against the stock's.
@@ -55,6 +56,12 @@ func (r *report) rates(name, unit string, rates map[string][]float64, target flo
 
 func (r *report) compare(name, unit string, ours, stock []float64, target float64) {
 	r.add(comparison{Name: name, Unit: unit, Ours: summarize(ours), Stock: summarize(stock), Target: target})
+}
+
+func (r *report) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	r.Notes = append(r.Notes, text)
+	fmt.Println(text)
 }
 
 func (r *report) add(c comparison) {

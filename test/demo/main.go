@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
@@ -22,11 +23,16 @@ type handler struct {
 	kind string // of isolation
 	// missing names what this machine lacks to run it, empty if nothing.
 	missing func() string
+	engine  string // of Wasm, empty for the handler's own
+	work    workload
 }
 
 var handlers = []handler{
-	{bed.Runc, "container, no shim, no pause", nothing},
-	{bed.Stock, "container, stock containerd", program("runc")},
+	{bed.Runc, "container, no shim, no pause", nothing, "", linux},
+	{bed.Stock, "container, stock containerd", program("runc"), "", linux},
+	{bed.Wasm, "WebAssembly, wazero", nothing, engine.Wazero, module},
+	{bed.Wasm, "WebAssembly, Wasmtime", nothing, engine.Wasmtime, module},
+	{bed.Wasm, "WebAssembly, WasmEdge", wasmEdge, engine.WasmEdge, module},
 }
 
 func main() {
@@ -61,7 +67,7 @@ func run(ctx context.Context) (err error) {
 	if err := b.Start(ctx); err != nil {
 		return err
 	}
-	for _, image := range []string{images.Busybox, images.Web} {
+	for _, image := range []string{images.Busybox, images.Web, images.Probe} {
 		fmt.Println("pulling", image)
 		if err := b.Pull(ctx, image); err != nil {
 			return err
@@ -81,6 +87,6 @@ func run(ctx context.Context) (err error) {
 	if err := table(os.Stdout, rows); err != nil {
 		return err
 	}
-	fmt.Printf("\n%s in all. Times are those of crictl, its own start of some 20 ms included.\n", time.Since(began).Round(100*time.Millisecond))
+	fmt.Printf("\n%s in all. Times are those of crictl, its own start of some 20 ms included; the first\nstart of a module on a node has it compiled.\n", time.Since(began).Round(100*time.Millisecond))
 	return failed
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,7 +18,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
-	"github.com/containerd-kuasar/containerd-kuasar/test/images"
+	"github.com/containerd-kuasar/containerd-kuasar/wasm"
 )
 
 // step is a column of the table.
@@ -40,7 +41,7 @@ var steps = []step{
 // pod is what the steps of one handler share.
 type pod struct {
 	*bed.Bed
-	handler   string
+	handler   handler
 	podFile   string // crictl's configuration of the pod
 	id        string
 	container string
@@ -58,10 +59,14 @@ func show(ctx context.Context, b *bed.Bed, h handler) row {
 		return r
 	}
 	fmt.Printf("\n%s (%s)\n", h.name, h.kind)
-	p := &pod{Bed: b, handler: h.name}
+	p := &pod{Bed: b, handler: h}
 	for _, s := range steps {
 		began := time.Now()
-		if err := s.do(ctx, p); err != nil {
+		switch err := s.do(ctx, p); {
+		case errors.Is(err, errNothing):
+			r.times = append(r.times, -1)
+			continue
+		case err != nil:
 			fmt.Printf("  %-8s failed: %v\n", s.name, err)
 			r.err = fmt.Errorf("%s: %s: %w", h.name, s.name, err)
 			return r
@@ -83,22 +88,28 @@ func runPod(ctx context.Context, p *pod) (err error) {
 		return err
 	}
 	config := p.PodConfig()
+	if p.handler.engine != "" {
+		config.Annotations = map[string]string{wasm.Annotation: p.handler.engine}
+	}
 	if p.podFile, err = p.write("pod", config); err != nil {
 		return err
 	}
 	p.log = &bed.Container{Pod: &bed.Pod{Config: config}, Config: &runtime.ContainerConfig{LogPath: "hello.log"}}
-	p.id, err = p.crictl(ctx, "runp", "--runtime", p.handler, p.podFile)
+	p.id, err = p.crictl(ctx, "runp", "--runtime", p.handler.name, p.podFile)
 	return err
 }
 
-// start starts two containers: one that says hello, and a web server.
+// start starts two containers: one that says something, and a web server where
+// there can be one.
 func start(ctx context.Context, p *pod) (err error) {
-	p.container, err = p.startContainer(ctx, "hello", images.Busybox, "sh", "-c", "echo hello from $(hostname); exec sleep 100000")
-	if err != nil {
+	w := p.handler.work
+	if p.container, err = p.startContainer(ctx, "hello", w.image, w.command...); err != nil {
 		return err
 	}
-	if p.web, err = p.startContainer(ctx, "web", images.Web); err != nil {
-		return err
+	if w.web != "" {
+		if p.web, err = p.startContainer(ctx, "web", w.web); err != nil {
+			return err
+		}
 	}
 	if p.helpers, err = bed.Helpers(); err != nil {
 		return err
@@ -130,14 +141,16 @@ func (p *pod) startContainer(ctx context.Context, name, image string, command ..
 }
 
 func logs(ctx context.Context, p *pod) error {
-	if err := p.log.AwaitLog(ctx, "hello"); err != nil {
+	says := p.handler.work.says
+	if err := p.log.AwaitLog(ctx, says); err != nil {
 		return err
 	}
-	return p.expect(ctx, "hello from "+p.log.Pod.Config.Hostname, "logs", p.container)
+	return p.expect(ctx, says, "logs", p.container)
 }
 
 func execute(ctx context.Context, p *pod) error {
-	return p.expect(ctx, "uid=0", "exec", p.container, "id")
+	w := p.handler.work
+	return p.expect(ctx, w.answer, append([]string{"exec", p.container}, w.exec...)...)
 }
 
 func stats(ctx context.Context, p *pod) error {
@@ -148,6 +161,9 @@ var forwarding = regexp.MustCompile(`127\.0\.0\.1:\d+`)
 
 // forward fetches the web server's page through crictl port-forward.
 func forward(ctx context.Context, p *pod) error {
+	if p.web == "" {
+		return errNothing
+	}
 	// The server may still be about to listen.
 	const serves = "until wget -q -O /dev/null http://127.0.0.1/ 2>/dev/null; do :; done"
 	if _, err := p.crictl(ctx, "exec", "--timeout", "10", p.web, "sh", "-c", serves); err != nil {
@@ -212,11 +228,18 @@ func (p *pod) write(name string, config any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(p.Dir, p.handler+"-"+name+".json")
+	path := filepath.Join(p.Dir, p.handler.name+p.handler.engine+"-"+name+".json")
 	return path, os.WriteFile(path, raw, 0o600)
 }
 
 func nothing() string { return "" }
+
+func wasmEdge() string {
+	if _, err := os.Stat("build/wasmedge/wasmedge"); err == nil {
+		return ""
+	}
+	return program("wasmedge")()
+}
 
 // program is for handlers that need a program in PATH.
 func program(name string) func() string {

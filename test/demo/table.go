@@ -14,7 +14,7 @@ import (
 type row struct {
 	handler handler
 	missing string          // what it needs and is not there
-	times   []time.Duration // of the steps that ran
+	times   []time.Duration // of the steps that ran; negative if there was nothing to do
 	err     error           // of the step after them
 	helpers map[string]int  // processes that came with the pod, by kind
 }
@@ -34,7 +34,7 @@ func table(w io.Writer, rows []row) error {
 		return err
 	}
 	for _, r := range rows {
-		if _, err := fmt.Fprintf(w, "\n%s: %s", r.handler.name, r.handler.kind); err != nil {
+		if _, err := fmt.Fprintf(w, "\n%s: %s", strings.TrimSpace(r.handler.name+" "+r.handler.engine), r.handler.kind); err != nil {
 			return err
 		}
 	}
@@ -43,10 +43,12 @@ func table(w io.Writer, rows []row) error {
 }
 
 func (r row) cells() []string {
-	cells := []string{r.handler.name}
+	cells := []string{strings.TrimSpace(r.handler.name + " " + r.handler.engine)}
 	for i := range steps {
 		switch {
 		case r.missing != "":
+			cells = append(cells, "-")
+		case i < len(r.times) && r.times[i] < 0:
 			cells = append(cells, "-")
 		case i < len(r.times):
 			cells = append(cells, fmt.Sprintf("%d ms", r.times[i].Milliseconds()))

@@ -55,6 +55,7 @@ func Add(r *registry.Registry, busybox, dir string) error {
 	}
 	b.users()
 	b.references()
+	b.modules(dir)
 	return b.err
 }
 

@@ -15,8 +15,16 @@ import (
 // depend on what the programs do.
 func programs(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
-	for _, name := range []string{"busybox", "web", "privs", "pause"} {
+	build := t.TempDir()
+	dir := filepath.Join(build, "images")
+	for _, sub := range []string{"images", "modules"} {
+		if err := os.Mkdir(filepath.Join(build, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{
+		"busybox", "web", "privs", "pause", "../modules/probe.wasm", "../modules/hello.wasm", "../modules/gofmt.wasm", "../modules/probe", "../modules/compute",
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -38,7 +46,7 @@ func TestAdd(t *testing.T) {
 		t.Fatal(err)
 	}
 	names := r.Names()
-	for _, name := range []string{Busybox, Web, User, Pause, cri + "test-image-tags:3", "k8s.gcr.io/pause:3.9"} {
+	for _, name := range []string{Busybox, Web, User, Pause, cri + "test-image-tags:3", "k8s.gcr.io/pause:3.9", Probe, ProbeBoth} {
 		if !slices.Contains(names, name) {
 			t.Errorf("no image %s", name)
 		}

@@ -188,6 +188,7 @@ func TestAgent(t *testing.T) {
 			"github.com/containerd/containerd/v2/cmd",
 			"github.com/containerd/containerd/v2/internal/cri",
 			"github.com/containerd/containerd/v2/plugins",
+			"github.com/bytecodealliance/wasmtime-go", // it has a program of its own
 			"github.com/containerd/plugin",
 			"google.golang.org/grpc/internal/transport",
 			"k8s.io",

@@ -27,13 +27,8 @@ type Registry struct {
 	server   *http.Server
 
 	mu    sync.RWMutex
-	blobs map[digest.Digest]blob
+	blobs map[digest.Digest]Blob
 	tags  map[string]digest.Digest // "host/path:tag" to manifest
-}
-
-type blob struct {
-	mediaType string
-	data      []byte
 }
 
 // Listen starts a registry on a free port of loopback.
@@ -44,7 +39,7 @@ func Listen() (*Registry, error) {
 	}
 	r := &Registry{
 		listener: listener,
-		blobs:    make(map[digest.Digest]blob),
+		blobs:    make(map[digest.Digest]Blob),
 		tags:     make(map[string]digest.Digest),
 	}
 	r.server = &http.Server{Handler: r}
@@ -71,32 +66,79 @@ type Layer []byte
 // "registry.k8s.io/pause:3.9" and returns its manifest's digest. The same
 // config and layers always give the same digest.
 func (r *Registry) Add(name string, config imagespec.Image, layers ...Layer) (digest.Digest, error) {
-	if i := strings.LastIndex(name, ":"); i < 0 || !strings.Contains(name, "/") || strings.Contains(name[i:], "/") {
-		return "", fmt.Errorf("add image %q: want host/path:tag", name)
+	desc, err := r.Image(config, layers...)
+	if err != nil {
+		return "", fmt.Errorf("add image %s: %w", name, err)
 	}
-	manifest := imagespec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: imagespec.MediaTypeImageManifest,
-	}
+	return desc.Digest, r.Tag(name, desc)
+}
+
+// Image stores an image that has no name yet.
+func (r *Registry) Image(config imagespec.Image, layers ...Layer) (imagespec.Descriptor, error) {
 	config.RootFS.Type = "layers"
 	config.RootFS.DiffIDs = nil
-	for _, layer := range layers {
+	blobs := make([]Blob, len(layers))
+	for i, layer := range layers {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(layer))
-		manifest.Layers = append(manifest.Layers, r.put(imagespec.MediaTypeImageLayer, layer))
+		blobs[i] = Blob{imagespec.MediaTypeImageLayer, layer}
 	}
 	raw, err := json.Marshal(config)
 	if err != nil {
-		return "", fmt.Errorf("encode config of %s: %w", name, err)
+		return imagespec.Descriptor{}, err
 	}
-	manifest.Config = r.put(imagespec.MediaTypeImageConfig, raw)
-	if raw, err = json.Marshal(manifest); err != nil {
-		return "", fmt.Errorf("encode manifest of %s: %w", name, err)
+	desc, err := r.Manifest(Blob{imagespec.MediaTypeImageConfig, raw}, blobs...)
+	if config.OS != "" {
+		desc.Platform = &config.Platform
 	}
-	desc := r.put(imagespec.MediaTypeImageManifest, raw)
+	return desc, err
+}
+
+// Blob is content of any kind.
+type Blob struct {
+	MediaType string
+	Data      []byte
+}
+
+// Manifest stores what any manifest is made of, an artifact's for example.
+func (r *Registry) Manifest(config Blob, layers ...Blob) (imagespec.Descriptor, error) {
+	manifest := imagespec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: imagespec.MediaTypeImageManifest,
+		Config:    r.put(config),
+	}
+	for _, layer := range layers {
+		manifest.Layers = append(manifest.Layers, r.put(layer))
+	}
+	return r.encode(manifest.MediaType, manifest)
+}
+
+// Index stores an index of manifests. A registry's clients choose by the
+// descriptors' platforms.
+func (r *Registry) Index(manifests ...imagespec.Descriptor) (imagespec.Descriptor, error) {
+	index := imagespec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: imagespec.MediaTypeImageIndex,
+		Manifests: manifests,
+	}
+	return r.encode(index.MediaType, index)
+}
+
+// Tag names a manifest or an index.
+func (r *Registry) Tag(name string, desc imagespec.Descriptor) error {
+	if i := strings.LastIndex(name, ":"); i < 0 || !strings.Contains(name, "/") || strings.Contains(name[i:], "/") {
+		return fmt.Errorf("add image %q: want host/path:tag", name)
+	}
 	r.mu.Lock()
 	r.tags[name] = desc.Digest
 	r.mu.Unlock()
-	return desc.Digest, nil
+	return nil
+}
+
+// Digest is what a name stands for; empty if there is no such name.
+func (r *Registry) Digest(name string) digest.Digest {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.tags[name]
 }
 
 // Names lists the images, tags included.
@@ -110,12 +152,20 @@ func (r *Registry) Names() []string {
 	return names
 }
 
-func (r *Registry) put(mediaType string, data []byte) imagespec.Descriptor {
-	id := digest.FromBytes(data)
+func (r *Registry) encode(mediaType string, v any) (imagespec.Descriptor, error) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return imagespec.Descriptor{}, err
+	}
+	return r.put(Blob{mediaType, raw}), nil
+}
+
+func (r *Registry) put(b Blob) imagespec.Descriptor {
+	id := digest.FromBytes(b.Data)
 	r.mu.Lock()
-	r.blobs[id] = blob{mediaType, data}
+	r.blobs[id] = b
 	r.mu.Unlock()
-	return imagespec.Descriptor{MediaType: mediaType, Digest: id, Size: int64(len(data))}
+	return imagespec.Descriptor{MediaType: b.MediaType, Digest: id, Size: int64(len(b.Data))}
 }
 
 // ServeHTTP answers GET and HEAD of /v2/, manifests by tag or digest, and
@@ -167,11 +217,11 @@ func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, id digest
 		refuse(w, http.StatusNotFound, code, req.URL.Path)
 		return
 	}
-	w.Header().Set("Content-Type", b.mediaType)
+	w.Header().Set("Content-Type", b.MediaType)
 	w.Header().Set("Docker-Content-Digest", id.String())
-	w.Header().Set("Content-Length", strconv.Itoa(len(b.data)))
+	w.Header().Set("Content-Length", strconv.Itoa(len(b.Data)))
 	if req.Method == http.MethodGet {
-		_, _ = w.Write(b.data) // the client went away
+		_, _ = w.Write(b.Data) // the client went away
 	}
 }
 

@@ -76,24 +76,46 @@ func killAt(t *testing.T, name string, v victim) {
 	other.end()
 }
 
+// kind is a sandboxer with a container that runs for long.
+type kind struct {
+	handler string
+	run     containerOption
+	exec    []string
+}
+
+var kinds = []kind{
+	{bed.Runc, func(*runtime.ContainerConfig) {}, []string{"true"}},
+	{bed.Wasm, module("sleep"), []string{"/probe.wasm", "args"}},
+}
+
 // lifecycle does everything that has outside effects, to its end or to the
-// first error, in a pod that shares its processes: it has what others have, and
-// an init.
+// first error, with each kind of pod.
 func (n *node) lifecycle() error {
+	for _, k := range kinds {
+		if err := n.cycle(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cycle is a pod's that shares its processes: it has what others have, and an
+// init where there is one.
+func (n *node) cycle(k kind) error {
 	config := n.podConfig()
 	config.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}
-	p, err := n.runPod(config)
+	p, err := n.runPodOf(k.handler, config)
 	if err != nil {
 		return err
 	}
-	id, err := n.createContainer(p, "c", "sleep 1000")
+	id, err := n.createContainer(p, "c", "sleep 1000", k.run)
 	if err != nil {
 		return err
 	}
 	if err := n.startContainer(id); err != nil {
 		return err
 	}
-	if _, err := n.Runtime.ExecSync(n.ctx, &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}}); err != nil {
+	if _, err := n.Runtime.ExecSync(n.ctx, &runtime.ExecSyncRequest{ContainerId: id, Cmd: k.exec}); err != nil {
 		return err
 	}
 	if err := n.control(id); err != nil {
@@ -111,15 +133,7 @@ func (n *node) lifecycle() error {
 // control does what CRI does not.
 func (n *node) control(id string) error {
 	ctx := namespaces.WithNamespace(n.ctx, bed.Namespace)
-	client, err := n.Client()
-	if err != nil {
-		return err
-	}
-	container, err := client.LoadContainer(ctx, id)
-	if err != nil {
-		return err
-	}
-	task, err := container.Task(ctx, nil)
+	task, err := n.task(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -134,6 +148,18 @@ func (n *node) control(id string) error {
 		return err
 	}
 	return task.CloseIO(ctx, containerd.WithStdinCloser)
+}
+
+func (n *node) task(ctx context.Context, id string) (containerd.Task, error) {
+	client, err := n.Client()
+	if err != nil {
+		return nil, err
+	}
+	container, err := client.LoadContainer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return container.Task(ctx, nil)
 }
 
 func (n *node) remove(pod string) error {

@@ -35,6 +35,7 @@ func newNode(t testing.TB) *node {
 	t.Cleanup(cancel)
 	n := &node{Bed: b, t: t, ctx: ctx}
 	n.must(b.Pull(ctx, images.Busybox))
+	n.must(b.Pull(ctx, images.Probe))
 	return n
 }
 
@@ -47,7 +48,7 @@ func (n *node) must(err error) {
 
 var counter atomic.Int64
 
-// pod is a pod of our runc sandboxer.
+// pod is a pod of ours.
 type pod struct {
 	id     string
 	config *runtime.PodSandboxConfig
@@ -69,9 +70,13 @@ func (n *node) podConfig() *runtime.PodSandboxConfig {
 // separate gives each container a pid namespace of its own.
 var separate = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}
 
-// runPod does what may fail by design of a test.
+// runPod does what may fail by design of a test, with our runc sandboxer.
 func (n *node) runPod(config *runtime.PodSandboxConfig) (*pod, error) {
-	r, err := n.Runtime.RunPodSandbox(n.ctx, &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: bed.Runc})
+	return n.runPodOf(bed.Runc, config)
+}
+
+func (n *node) runPodOf(handler string, config *runtime.PodSandboxConfig) (*pod, error) {
+	r, err := n.Runtime.RunPodSandbox(n.ctx, &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package container
+package group
 
 import (
 	"reflect"
@@ -52,7 +52,7 @@ func TestMerge(t *testing.T) {
 	} {
 		want := old
 		c.want(&want)
-		if got := merge(old, &c.r); !reflect.DeepEqual(*got, want) {
+		if got := Merge(old, &c.r); !reflect.DeepEqual(*got, want) {
 			t.Errorf("%s: got %+v, want %+v", name, *got, want)
 		}
 	}

@@ -1,37 +1,14 @@
-package container
+package group
 
 import (
-	"context"
-	"fmt"
 	"slices"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
-
-	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 )
 
-// Update implements server.Updater. Devices are left as they are: others may
-// have changed them since (GPU hooks do).
-func (r *Runtime) Update(_ context.Context, ref server.Ref, res *specs.LinuxResources) error {
-	c, err := load(ref)
-	if err != nil {
-		return err
-	}
-	// Set returns to what c has if the kernel refuses, so that is not changed.
-	config := c.Config()
-	group := *config.Cgroups
-	group.Resources = merge(*config.Cgroups.Resources, res)
-	group.SkipDevices = true
-	config.Cgroups = &group
-	if err := c.Set(config); err != nil {
-		return fmt.Errorf("update container %s: %w", ref.ID, class(err))
-	}
-	return nil
-}
-
-// merge returns old with what is set in r.
-func merge(old cgroups.Resources, r *specs.LinuxResources) *cgroups.Resources {
+// Merge returns old with what is set in r.
+func Merge(old cgroups.Resources, r *specs.LinuxResources) *cgroups.Resources {
 	if r.CPU != nil {
 		mergeCPU(&old, *r.CPU)
 	}

@@ -1,0 +1,5 @@
+;; It is no program: there is nothing to start.
+(module
+  (memory (export "memory") 1)
+  (func (export "add") (param i32 i32) (result i32)
+    (i32.add (local.get 0) (local.get 1))))
