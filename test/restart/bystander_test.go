@@ -44,8 +44,8 @@ func (b *bystander) leave() {
 	b.n.must(b.n.awaitGone(b.n.ctx, b.leaves))
 }
 
-// check is called with a new daemon.
-func (b *bystander) check() {
+// runs holds that one container is as it was.
+func (b *bystander) runs() {
 	n, t := b.n, b.n.t
 	t.Helper()
 	if s := n.status(b.talks); s.State != runtime.ContainerState_CONTAINER_RUNNING || s.StartedAt != b.started {
@@ -57,6 +57,12 @@ func (b *bystander) check() {
 	if s, err := n.Runtime.ContainerStats(n.ctx, &runtime.ContainerStatsRequest{ContainerId: b.talks}); err != nil || s.Stats.Memory.WorkingSetBytes.GetValue() == 0 || s.Stats.Cpu.UsageCoreNanoSeconds.GetValue() == 0 {
 		t.Errorf("the other pod's stats are %v, %v", s, err)
 	}
+}
+
+// left holds that nothing is forgotten of the one that left.
+func (b *bystander) left() {
+	n, t := b.n, b.n.t
+	t.Helper()
 	if s := n.awaitExit(b.leaves); s.ExitCode != 5 || s.FinishedAt <= s.StartedAt {
 		t.Errorf("the container that ended without a daemon is %v", s)
 	}
