@@ -26,18 +26,22 @@ func TestConformance(t *testing.T) {
 			n.boot()
 			return n.backend
 		},
-		Container: func(t *testing.T, id string) *sandbox.Container {
-			dir := t.TempDir()
-			must(t, os.WriteFile(filepath.Join(dir, "a.wasm"), []byte("\x00asm\x01\x00\x00\x00"), 0o644))
-			return &sandbox.Container{
-				ID:     id,
-				Rootfs: []mount.Mount{{Type: "bind", Source: dir, Options: []string{"rbind", "rw"}}},
-				Spec: &specs.Spec{
-					Version: specs.Version, Root: &specs.Root{Path: "rootfs"},
-					Process: &specs.Process{Args: []string{"/a.wasm"}, Cwd: "/"},
-					Linux:   &specs.Linux{CgroupsPath: group + "/" + id},
-				},
-			}
-		},
+		Container: module,
 	})
+}
+
+func module(t *testing.T, id string) *sandbox.Container {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "a.wasm"), []byte("\x00asm\x01\x00\x00\x00"), 0o644))
+	return &sandbox.Container{
+		ID:     id,
+		Rootfs: []mount.Mount{{Type: "bind", Source: dir, Options: []string{"rbind", "rw"}}},
+		Spec: &specs.Spec{
+			Version: specs.Version, Root: &specs.Root{Path: "rootfs"},
+			Process: &specs.Process{Args: []string{"/a.wasm"}, Cwd: "/"},
+			Linux: &specs.Linux{CgroupsPath: group + "/" + id, Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+			}},
+		},
+	}
 }

@@ -235,6 +235,11 @@ func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle
 	if c.Spec.Linux == nil {
 		c.Spec.Linux = &specs.Linux{}
 	}
+	// It has none of the others. Nobody is to rely on them: where there is a pid
+	// namespace, the end of its first process would end all.
+	c.Spec.Linux.Namespaces = slices.DeleteFunc(c.Spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.PIDNamespace || ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace
+	})
 	c.Spec.Linux.CgroupsPath = host.Cgroup(c.Spec.Linux.CgroupsPath, c.ID, p.systemd)
 	path, err := host.MakeBundle(ctx, p.dir, c.ID, c.Spec, c.Rootfs, nil)
 	if err != nil {

@@ -4,15 +4,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 )
 
 // newBackend is one that gets no worker.
@@ -99,5 +103,31 @@ func TestRestore(t *testing.T) {
 	}
 	if _, err := newBackend().Restore(t.Context(), newSpec(t), json.RawMessage(`[`)); !errors.Is(err, errdefs.ErrDataLoss) {
 		t.Errorf("a broken record: %v", err)
+	}
+}
+
+// TestPrepare looks at the spec that the worker gets.
+func TestPrepare(t *testing.T) {
+	n := newNode(t)
+	spec := newSpec(t)
+	spec.Dir = n.dir
+	s, err := n.backend.Create(t.Context(), spec)
+	must(t, err)
+	bundle, err := s.Prepare(t.Context(), module(t, "c"))
+	must(t, err)
+	defer func() { must(t, s.Release(t.Context(), "c")) }()
+	raw, err := os.ReadFile(filepath.Join(bundle.Path, "config.json"))
+	must(t, err)
+	var got specs.Spec
+	must(t, json.Unmarshal(raw, &got))
+	if ns := got.Linux.Namespaces; len(ns) != 1 || ns[0].Type != specs.MountNamespace {
+		t.Errorf("namespaces %v", ns)
+	}
+	if !filepath.IsAbs(got.Root.Path) {
+		t.Errorf("root %s", got.Root.Path)
+	}
+	o, err := engine.Parse(bundle.Options)
+	if err != nil || o.Engine != engine.Wazero {
+		t.Errorf("options %+v, %v", o, err)
 	}
 }

@@ -141,3 +141,56 @@ func TestModuleMessage(t *testing.T) {
 		t.Errorf("message %q, %v", got, err)
 	}
 }
+
+func TestModuleTerminal(t *testing.T) {
+	n := newNode(t)
+	b := n.newModule("talk", "4")
+	path, w := b.stdin("stdin")
+	b.req.Stdin, b.req.Terminal, b.spec.Process.Terminal = path, true, true
+	b.run()
+	b.resize("", 100, 40)
+	if _, err := w.WriteString("line\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.wait(""); got != 4 {
+		t.Errorf("exit status %d", got)
+	}
+	if got := b.out.String(); !strings.Contains(got, "one\r\n") || !strings.Contains(got, "two\r\n") {
+		t.Errorf("output %q", got)
+	}
+}
+
+// TestModuleInterrupted has a terminal's user end a module.
+func TestModuleInterrupted(t *testing.T) {
+	n := newNode(t)
+	b := n.newModule("sleep")
+	path, w := b.stdin("stdin")
+	b.req.Stdin, b.req.Terminal, b.spec.Process.Terminal = path, true, true
+	b.run()
+	b.out.await(t, "sleeping\r\n")
+	if _, err := w.WriteString("\x03"); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.wait(""); got != 128+uint32(unix.SIGINT) {
+		t.Errorf("exit status %d", got)
+	}
+}
+
+func TestModuleExecs(t *testing.T) {
+	n := newNode(t)
+	b := n.newModule("sleep").run()
+	out := b.exec("e", nil, "/probe.wasm", "args", "inside")
+	b.startExec("e")
+	if got := b.wait("e"); got != 0 || out.String() != "inside\n" {
+		t.Errorf("exit status %d, output %q", got, out.String())
+	}
+	b.exec("loop", nil, "/probe.wasm", "loop")
+	b.startExec("loop")
+	b.kill(uint32(unix.SIGKILL))
+	if got := b.wait(""); got != 137 {
+		t.Errorf("exit status %d", got)
+	}
+	if got := b.wait("loop"); got != 137 {
+		t.Errorf("the other module's exit status %d", got)
+	}
+}

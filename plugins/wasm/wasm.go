@@ -3,7 +3,6 @@
 package wasm
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -99,5 +98,5 @@ func find(program, key, path string) (string, error) {
 		return filepath.Abs(path)
 	}
 	return "", fmt.Errorf("%s is neither beside the daemon's binary nor in PATH: install it, or set %s below [plugins.'io.containerd.sandbox.controller.v1.wasm']: %w",
-		program, key, errors.Join(err, errdefs.ErrFailedPrecondition))
+		program, key, errdefs.ErrFailedPrecondition)
 }

@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,5 +54,26 @@ func TestSettle(t *testing.T) {
 		case c.says != "" && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.says)):
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+func TestOnce(t *testing.T) {
+	full, calls := errors.New("disk is full"), 0
+	get := once(func() (string, error) {
+		if calls++; calls == 1 {
+			return "", full
+		}
+		return "made", nil
+	})
+	if _, err := get(); !errors.Is(err, full) {
+		t.Errorf("first: %v", err)
+	}
+	for range 2 {
+		if path, err := get(); path != "made" || err != nil {
+			t.Errorf("then: %q, %v", path, err)
+		}
+	}
+	if calls != 2 {
+		t.Errorf("%d calls", calls)
 	}
 }

@@ -69,10 +69,30 @@ var (
 func New(cfg Config) *Runtime {
 	return &Runtime{
 		cfg:       cfg,
-		self:      sync.OnceValues(func() (string, error) { return install(cfg.Dir) }),
-		place:     sync.OnceValues(func() (string, error) { return place(cfg.Dir) }),
+		self:      once(func() (string, error) { return install(cfg.Dir) }),
+		place:     once(func() (string, error) { return place(cfg.Dir) }),
 		caches:    map[string]*cache.Cache{},
 		compilers: make(chan struct{}, compilers),
+	}
+}
+
+// once is sync.OnceValues, but tries again after an error: a disk may be full for
+// a while.
+func once(do func() (string, error)) func() (string, error) {
+	var mu sync.Mutex
+	var path string
+	return func() (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if path != "" {
+			return path, nil
+		}
+		made, err := do()
+		if err != nil {
+			return "", err
+		}
+		path = made
+		return path, nil
 	}
 }
 
@@ -211,6 +231,9 @@ func load(ref server.Ref) (group.Group, error) {
 	g, err := group.Load(ref.Dir)
 	if err != nil {
 		return g, fmt.Errorf("cgroup of container %s: %w", ref.ID, err)
+	}
+	if g.Config == nil {
+		return g, fmt.Errorf("cgroup of container %s: its record is empty: %w", ref.ID, errdefs.ErrDataLoss)
 	}
 	g.Config.Resources.SkipDevices = true // which no record has; see plan
 	return g, nil

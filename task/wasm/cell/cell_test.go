@@ -162,7 +162,7 @@ func TestMounts(t *testing.T) {
 			{Type: "proc", Destination: "/proc"}, {Type: "tmpfs", Destination: "/dev"},
 			bind(filepath.Join(dir, "volume"), "/rw"), bind(filepath.Join(dir, "volume"), "/ro", "ro"),
 			bind(filepath.Join(dir, "volume"), "/link/deep"), bind(file, "/dev/termination-log"),
-			{Type: "tmpfs", Destination: "/scratch", Options: []string{"nosuid", "size=64k", "mode=1777"}},
+			{Type: "tmpfs", Destination: "/scratch", Options: []string{"nosuid", "inode64", "size=64k", "mode=1777"}},
 		},
 	}
 	got := tell(t, c, "write:/root/new", "write:/root/sub/new", "write:/root/rw/new", "write:/root/ro/new", "write:/root/scratch/new",

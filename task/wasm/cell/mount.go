@@ -112,7 +112,7 @@ func attributes(readOnly bool, options ...string) unix.MountAttr {
 }
 
 // flags are options that are not the tmpfs's own.
-var flags = []string{"ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "strictatime", "relatime", "noatime",
+var flags = []string{"ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "strictatime", "relatime", "noatime", "nodiratime",
 	"private", "rprivate", "slave", "rslave", "shared", "rshared", "rbind", "bind", "tmpcopyup"}
 
 func tmpfs(options []string) (int, error) {
@@ -122,11 +122,16 @@ func tmpfs(options []string) (int, error) {
 	}
 	defer unix.Close(fs)
 	for _, o := range options {
-		key, value, _ := strings.Cut(o, "=")
+		key, value, valued := strings.Cut(o, "=")
 		if slices.Contains(flags, key) {
 			continue
 		}
-		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+		if valued {
+			err = unix.FsconfigSetString(fs, key, value)
+		} else {
+			err = unix.FsconfigSetFlag(fs, key)
+		}
+		if err != nil {
 			return -1, fmt.Errorf("option %s: %w", o, err)
 		}
 	}
