@@ -45,6 +45,9 @@ func (r *Runtime) missing(k key) *lost {
 // for a task wants it, and an attempt that fails touches nothing. All share the
 // result of an attempt that began after they asked.
 func (r *Runtime) retry(ctx context.Context, k key) *lost {
+	if r.missing(k) == nil {
+		return nil // as nearly always
+	}
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
 	for {
@@ -52,7 +55,7 @@ func (r *Runtime) retry(ctx context.Context, k key) *lost {
 		if l == nil {
 			return nil
 		}
-		began := len(l.turn) > 0
+		began := len(l.turn) > 0 // an attempt had, which may not see what was mended since
 		select {
 		case l.turn <- struct{}{}:
 		case <-ctx.Done():
@@ -70,8 +73,10 @@ func (r *Runtime) retry(ctx context.Context, k key) *lost {
 	}
 }
 
-// attend is one attempt.
+// attend is one attempt. It is not torn when who asked gives up.
 func (r *Runtime) attend(ctx context.Context, k key) *lost {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreTimeout)
+	defer cancel()
 	t, err := r.load(k, func(id string) (*sandbox.Live, error) { return r.recover(ctx, id) })
 	switch {
 	case errdefs.IsNotFound(err): // somebody gave it up

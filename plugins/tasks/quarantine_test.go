@@ -140,6 +140,8 @@ func TestGivenUp(t *testing.T) {
 	r.unavailable("c")
 	r.must(os.Rename(dir, filepath.Join(t.TempDir(), podID)))
 	r.unavailable("c")
+	r.crash(nil)
+	r.unavailable("c")
 	if !r.agent.has("c", "") {
 		t.Error("a container that runs was removed")
 	}

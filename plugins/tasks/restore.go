@@ -42,24 +42,31 @@ const (
 func (r *Runtime) restore(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
+	fail := func(k key, err error) {
+		log.G(ctx).WithError(err).WithField("id", k.id).Error("task is not restored")
+		r.quarantine(k, err)
+		go r.await(k)
+	}
 	var tasks []*Task
+	var gone []key
 	for _, k := range r.recorded() {
 		t, err := r.load(k, r.find)
 		switch {
 		case err != nil:
+			fail(k, err)
 		case t == nil:
-			err = r.disown(ctx, k)
+			gone = append(gone, k)
 		default:
 			r.add(t)
 			tasks = append(tasks, t)
 		}
-		if err != nil {
-			log.G(ctx).WithError(err).WithField("id", k.id).Error("task is not restored")
-			r.quarantine(k, err)
-			go r.await(k)
-		}
 	}
 	r.revive(ctx, tasks)
+	for _, k := range gone { // agents can be asked now
+		if err := r.disown(ctx, k); err != nil {
+			fail(k, err)
+		}
+	}
 }
 
 // revive brings loaded tasks up to date. Nobody reads their output yet.
