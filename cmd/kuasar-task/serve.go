@@ -98,7 +98,7 @@ func newWorker(dir string) (_ *worker, err error) {
 	if w.holder, err = hold.Listen(filepath.Join(dir, "hold.sock")); err != nil {
 		return nil, err
 	}
-	runtime := container.New()
+	runtime := container.New(w.holder)
 	modules := wasm.New(wasm.Config{Begin: w.reaper.Begin, Dir: filepath.Join(dir, "wasm"), Version: version})
 	w.server = server.New(server.Config{
 		Dir:      filepath.Join(dir, "containers"),

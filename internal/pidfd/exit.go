@@ -74,7 +74,7 @@ func exitInfo(fd int) (unix.WaitStatus, error) {
 // reaped yet from /proc. ok is false if that is not what fd is, or if /proc
 // would not say.
 func zombieStatus(fd int) (ws unix.WaitStatus, ok bool) {
-	pid, err := number(fd)
+	pid, err := Pid(fd)
 	if err != nil || pid <= 0 {
 		return 0, false
 	}

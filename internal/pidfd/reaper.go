@@ -59,7 +59,7 @@ func NewReaper() (*Reaper, error) {
 // exit is called or Unfollow returns.
 func (r *Reaper) Follow(f *os.File, exit func(Exit)) error {
 	return with(f, func(fd int) error {
-		pid, err := number(fd)
+		pid, err := Pid(fd)
 		if err != nil {
 			return fmt.Errorf("follow process: %w", err)
 		}

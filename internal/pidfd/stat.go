@@ -56,9 +56,9 @@ func parseStat(b []byte) (stat, error) {
 	return s, nil
 }
 
-// number is the process's pid in the pid namespace of /proc, as
+// Pid is the process's pid in the pid namespace of /proc, as
 // pidfd_open(2) documents it: -1 after it was reaped.
-func number(fd int) (int, error) {
+func Pid(fd int) (int, error) {
 	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
 	if err != nil {
 		return 0, err

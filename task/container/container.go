@@ -21,7 +21,7 @@ import (
 )
 
 // Runtime implements server.Runtime and all that may come with it.
-type Runtime struct{}
+type Runtime struct{ holder server.Holder }
 
 var (
 	_ server.Runtime      = (*Runtime)(nil)
@@ -36,9 +36,9 @@ var (
 // executes, to which it hands that on: they have one thing to do, and a
 // scheduler for more costs a quarter of their time. The caller's own scheduler
 // has started with what there was.
-func New() *Runtime {
+func New(holder server.Holder) *Runtime {
 	_ = os.Setenv("GOMAXPROCS", "1") // fails for impossible names only
-	return &Runtime{}
+	return &Runtime{holder: holder}
 }
 
 // state is the directory that libcontainer makes for the container.

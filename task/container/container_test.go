@@ -128,6 +128,12 @@ func first(t *testing.T, script string) (ref server.Ref, pid *os.File) {
 	return ref, pid
 }
 
+// nobody holds anything.
+type nobody struct{}
+
+func (nobody) Hold(string, *os.File) error { return errdefs.ErrUnavailable }
+func (nobody) Drop(string)                 {}
+
 func TestStart(t *testing.T) {
 	for name, c := range map[string]struct {
 		script string
@@ -135,6 +141,7 @@ func TestStart(t *testing.T) {
 	}{
 		"goes on":         {`printf 0 > /proc/self/fd/3; exec sleep 1000`, nil},
 		"goes on and out": {`printf 0 > /proc/self/fd/3`, nil},
+		"went on before":  {`exec 3>&-; exec sleep 1000`, nil},
 		"dies":            {`exit 1`, errdefs.IsFailedPrecondition},
 		"dies on its way": {`: > /proc/self/fd/3`, errdefs.IsFailedPrecondition},
 		"hangs":           {`exec sleep 1000`, func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
@@ -143,18 +150,21 @@ func TestStart(t *testing.T) {
 			ref, pid := first(t, c.script)
 			patience := 10 * time.Second
 			if name == "hangs" {
-				patience = 50 * time.Millisecond
+				patience = 200 * time.Millisecond
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
-			err := New().Start(ctx, ref, pid)
+			err := New(nobody{}).Start(ctx, ref, pid)
 			if c.is == nil && err != nil || c.is != nil && (err == nil || !c.is(err)) {
 				t.Errorf("got %v", err)
+			}
+			if c.is != nil {
+				return
 			}
 			if _, err := os.Stat(filepath.Join(state(ref), "exec.fifo")); !os.IsNotExist(err) {
 				t.Errorf("the FIFO is there: %v", err)
 			}
-			if err := New().Start(ctx, ref, pid); err != nil {
+			if err := New(nobody{}).Start(ctx, ref, pid); err != nil {
 				t.Errorf("once more: %v", err)
 			}
 		})
@@ -163,18 +173,18 @@ func TestStart(t *testing.T) {
 
 func TestDeleteOfNothing(t *testing.T) {
 	ref := server.Ref{ID: "c", Dir: t.TempDir(), Bundle: "/nonexistent"}
-	if err := New().Delete(context.Background(), ref); err != nil {
+	if err := New(nobody{}).Delete(context.Background(), ref); err != nil {
 		t.Error(err)
 	}
 	for name, call := range map[string]func() error{
-		"pause":  func() error { return New().Pause(context.Background(), ref) },
-		"update": func() error { return New().Update(context.Background(), ref, &specs.LinuxResources{}) },
-		"kill":   func() error { return New().Signal(context.Background(), ref, unix.SIGKILL) },
-		"signal": func() error { return New().Signal(context.Background(), ref, unix.SIGTERM) },
-		"pids":   func() error { _, err := New().Pids(context.Background(), ref); return err },
-		"cgroup": func() error { _, err := New().Cgroups(context.Background(), ref); return err },
+		"pause":  func() error { return New(nobody{}).Pause(context.Background(), ref) },
+		"update": func() error { return New(nobody{}).Update(context.Background(), ref, &specs.LinuxResources{}) },
+		"kill":   func() error { return New(nobody{}).Signal(context.Background(), ref, unix.SIGKILL) },
+		"signal": func() error { return New(nobody{}).Signal(context.Background(), ref, unix.SIGTERM) },
+		"pids":   func() error { _, err := New(nobody{}).Pids(context.Background(), ref); return err },
+		"cgroup": func() error { _, err := New(nobody{}).Cgroups(context.Background(), ref); return err },
 		"exec": func() error {
-			_, err := New().Exec(context.Background(), ref, server.Process{Exec: &specs.Process{}})
+			_, err := New(nobody{}).Exec(context.Background(), ref, server.Process{Exec: &specs.Process{}})
 			return err
 		},
 	} {
