@@ -1,0 +1,132 @@
+// Package vmm is the backend for pods in virtual machines: one VM per pod, with
+// an agent as its first process.
+//
+// A Driver knows one virtual machine monitor and nothing else. What all of them
+// need is here, written once: processes that survive the daemon, the share that
+// the guest's containers come from, the way to the guest's agent, and the life
+// of a pod.
+package vmm
+
+import (
+	"context"
+	"net"
+	"os"
+)
+
+// Driver runs virtual machines with one VMM. It is safe for concurrent use and
+// keeps nothing of the machines.
+type Driver interface {
+	// Check says whether this node can run a machine of c. What is missing is
+	// errdefs.ErrUnavailable or ErrFailedPrecondition with the remedy, what the
+	// VMM cannot do errdefs.ErrInvalidArgument. It starts nothing.
+	Check(ctx context.Context, c Config) error
+
+	// Start runs a machine and returns when the VMM has taken all of c; the
+	// guest need not run yet. Every process is launched by c.Launch. On error
+	// the caller ends those; nothing else may be left but files in c.Dir.
+	Start(ctx context.Context, c Config) (VM, error)
+
+	// Attach returns a machine that an earlier daemon started and whose VMM
+	// still lives. It need not talk to the VMM.
+	Attach(ctx context.Context, c Config) (VM, error)
+}
+
+// VM is the control of a machine that runs. That its VMM has ended the caller
+// knows from the process. Safe for concurrent use.
+type VM interface {
+	// Shutdown asks the VMM to end, at once and in order: nobody asks the
+	// guest. The caller waits for the process and kills it if it takes too long.
+	Shutdown(ctx context.Context) error
+
+	// Close lets go of the machine, which runs on.
+	Close() error
+}
+
+// What a VM may have beside, found by type assertion.
+type (
+	// DiskPlugger adds and removes block devices while the guest runs. A
+	// removed one is gone from the guest when the call returns.
+	DiskPlugger interface {
+		PlugDisk(ctx context.Context, d Disk) error
+		UnplugDisk(ctx context.Context, id string) error
+	}
+
+	// NICPlugger does so with network interfaces.
+	NICPlugger interface {
+		PlugNIC(ctx context.Context, n NIC) error
+		UnplugNIC(ctx context.Context, id string) error
+	}
+
+	// Pauser stops the guest's processors and lets them go on.
+	Pauser interface {
+		Pause(ctx context.Context) error
+		Resume(ctx context.Context) error
+	}
+
+	// Resizer changes what the guest has of processors and memory, within what
+	// its Config allows.
+	Resizer interface {
+		Resize(ctx context.Context, cpus uint32, memory uint64) error
+	}
+)
+
+// Config is a machine to make. Sizes are in bytes.
+type Config struct {
+	ID  string // of the sandbox
+	Dir string // of the VMM alone: 0700, short enough for unix sockets
+
+	VMM     string // the VMM's program; empty for where the driver looks
+	Machine string // type of machine; empty for the driver's choice
+	Accel   Accel  // KVM or TCG
+	Kernel  string
+	Initrd  string
+	Cmdline string // appended to what the driver needs itself
+
+	CPUs   uint32
+	Memory uint64
+
+	Vsock  Vsock
+	Shares []Share
+	NICs   []NIC
+	Disks  []Disk
+	Slots  int // free slots for devices that are plugged later
+
+	Console bool // the guest's console goes to a file in Dir
+
+	// Launch runs a process of the machine. Start calls it; it is nil for
+	// Attach.
+	Launch func(ctx context.Context, c Command) error
+}
+
+// Share is a directory of the host that the guest mounts by its tag.
+type Share struct {
+	Tag    string
+	Socket string // of the vhost-user file system daemon, which listens
+}
+
+// NIC is a network interface of the guest.
+type NIC struct {
+	ID  string // unique in the machine: letters, digits and dashes
+	MAC net.HardwareAddr
+	MTU uint32
+	Tap *os.File // with IFF_VNET_HDR; the caller closes it after the call
+	// Queues there are, each a Tap of its own beside the first.
+	More []*os.File
+}
+
+// Disk is a block device of the guest.
+type Disk struct {
+	ID       string // as NIC's; the guest sees it as the disk's serial number
+	Path     string // of a block device or a raw image on the host
+	ReadOnly bool
+}
+
+// Accel is what executes the guest's instructions.
+type Accel string
+
+// A Config has one of the first two; an operator may leave it to Auto.
+const (
+	KVM  Accel = "kvm"
+	TCG  Accel = "tcg"
+	Auto Accel = "auto" // KVM where that has proved to boot a guest
+)
