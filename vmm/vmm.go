@@ -91,7 +91,8 @@ type Config struct {
 	Disks  []Disk
 	Slots  int // free slots for devices that are plugged later
 
-	Console bool // the guest's console goes to a file in Dir
+	// Console takes what the guest's kernel prints; nil if nobody wants that.
+	Console *os.File
 
 	// Launch runs a process of the machine. Start calls it; it is nil for
 	// Attach.
