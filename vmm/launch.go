@@ -25,7 +25,6 @@ var (
 
 // Command is a process to launch.
 type Command struct {
-	Name string   // of its role in the pod: also of its log
 	Args []string // Args[0] is the path of the program
 
 	// Files are its descriptors from 3 on. The caller closes them.

@@ -16,6 +16,9 @@ import (
 // Driver runs virtual machines with one VMM. It is safe for concurrent use and
 // keeps nothing of the machines.
 type Driver interface {
+	// Needs are those of all of its machines.
+	Needs() Needs
+
 	// Check says whether this node can run a machine of c. What is missing is
 	// errdefs.ErrUnavailable or ErrFailedPrecondition with the remedy, what the
 	// VMM cannot do errdefs.ErrInvalidArgument. It starts nothing.
@@ -29,6 +32,15 @@ type Driver interface {
 	// Attach returns a machine that an earlier daemon started and whose VMM
 	// still lives. It need not talk to the VMM.
 	Attach(ctx context.Context, c Config) (VM, error)
+}
+
+// Needs say which processes of the host serve a machine, beside the VMM.
+type Needs struct {
+	// Share is a vhost-user file system daemon for each of Config.Shares.
+	Share bool
+	// Vsock is a vsock device. A VMM without that need serves hybrid vsock as a
+	// unix socket itself, at Config.Vsock.Path.
+	Vsock bool
 }
 
 // VM is the control of a machine that runs. That its VMM has ended the caller
@@ -102,6 +114,7 @@ type Config struct {
 // Share is a directory of the host that the guest mounts by its tag.
 type Share struct {
 	Tag    string
+	Dir    string // on the host
 	Socket string // of the vhost-user file system daemon, which listens
 }
 

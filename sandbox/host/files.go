@@ -28,10 +28,23 @@ const (
 	etcResolv   = "/etc/resolv.conf"
 )
 
-// MakeFiles writes the pod's hosts, hostname and resolv.conf, and mounts its
-// /dev/shm unless it shares the host's. They belong to the root of user, which
-// may be nil. Idempotent.
+// MakeFiles writes the pod's files, and mounts its /dev/shm unless it shares the
+// host's. They belong to the root of user, which may be nil. Idempotent.
 func MakeFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error {
+	if err := WriteFiles(dir, config, user); err != nil {
+		return err
+	}
+	if hostIPC(config) {
+		if _, err := os.Stat(devShm); err != nil {
+			return fmt.Errorf("share the host's ipc: %w", err)
+		}
+		return nil
+	}
+	return mountShm(filepath.Join(dir, "shm"))
+}
+
+// WriteFiles writes the pod's hosts, hostname and resolv.conf. Idempotent.
+func WriteFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error {
 	hostname := config.GetHostname()
 	if hostname == "" {
 		var err error
@@ -54,17 +67,11 @@ func MakeFiles(dir string, config *runtime.PodSandboxConfig, user *IDMap) error 
 			return err
 		}
 	}
-	if hostIPC(config) {
-		if _, err := os.Stat(devShm); err != nil {
-			return fmt.Errorf("share the host's ipc: %w", err)
-		}
-		return nil
-	}
-	return mountShm(filepath.Join(dir, "shm"))
+	return nil
 }
 
 // RemoveFiles unmounts /dev/shm. The files go with the directory. Idempotent.
-func RemoveFiles(dir string) error { return unmount(filepath.Join(dir, "shm")) }
+func RemoveFiles(dir string) error { return Unmount(filepath.Join(dir, "shm")) }
 
 // Passable says whether any user may pass through dir and all above it, as the
 // root of a user namespace must to reach a root file system in it.

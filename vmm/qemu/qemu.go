@@ -50,6 +50,9 @@ func Program(given string) (string, error) {
 	return filepath.Abs(path)
 }
 
+// Needs implements vmm.Driver.
+func (Driver) Needs() vmm.Needs { return vmm.Needs{Share: true, Vsock: true} }
+
 // Check implements vmm.Driver.
 func (Driver) Check(_ context.Context, c vmm.Config) error {
 	if _, err := Program(c.VMM); err != nil {
@@ -87,7 +90,7 @@ func (Driver) Start(ctx context.Context, c vmm.Config) (_ vmm.VM, err error) {
 	if err := l.machine(c); err != nil {
 		return nil, err
 	}
-	return m, c.Launch(ctx, vmm.Command{Name: "qemu", Args: l.args, Files: l.files})
+	return m, c.Launch(ctx, vmm.Command{Args: l.args, Files: l.files})
 }
 
 // Attach implements vmm.Driver.

@@ -1,0 +1,164 @@
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
+)
+
+// Backend implements sandbox.Backend.
+type Backend struct {
+	// Drivers by the name that the option hypervisor has.
+	Drivers map[string]Driver
+
+	// Defaults are the options of a handler that sets none.
+	Defaults Options
+
+	// Reaper follows the pods' processes, which are children of this daemon or
+	// were of an earlier one.
+	Reaper *pidfd.Reaper
+
+	// Prove says whether KVM boots a guest here, for Auto. It may take some
+	// seconds the first time; nil is no.
+	Prove func(ctx context.Context, c Config) bool
+}
+
+var _ sandbox.Backend = (*Backend)(nil)
+
+// Create implements sandbox.Backend.
+func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	p, err := b.pod(spec)
+	if err == nil {
+		err = p.plan(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create pod %s: %w", spec.ID, err)
+	}
+	return p, nil
+}
+
+func (b *Backend) pod(spec sandbox.Spec) (*pod, error) {
+	opts, err := parse(spec.Options.TOML, spec.Config.GetAnnotations(), b.Defaults)
+	if err != nil {
+		return nil, err
+	}
+	driver, ok := b.Drivers[opts.Hypervisor]
+	if !ok {
+		return nil, invalid("hypervisor = %q: there are %s", opts.Hypervisor, list(slices.Sorted(maps.Keys(b.Drivers))))
+	}
+	longest, err := spec.Socket(filepath.Join(vmDir, socketVsock+"_4294967295"))
+	if err != nil {
+		return nil, err
+	}
+	group := ""
+	if parent := spec.Config.GetLinux().GetCgroupParent(); parent != "" {
+		group = host.CgroupPath(parent, spec.ID)
+	}
+	return &pod{
+		backend: b, driver: driver, opts: opts,
+		id: spec.ID, namespace: spec.Namespace, dir: spec.Dir, vm: filepath.Dir(longest), netns: spec.NetNS,
+		group: host.Cgroup(group, spec.ID, false),
+		saved: spec.Saved, config: spec.Config,
+		over: make(chan struct{}), dialing: make(chan struct{}, 1),
+		procs: map[string]*proc{}, state: state{Processes: map[string]Process{}},
+	}, nil
+}
+
+// plan checks what the pod asks for, and sizes its machine.
+func (p *pod) plan(ctx context.Context) error {
+	linux := p.config.GetLinux()
+	ns := linux.GetSecurityContext().GetNamespaceOptions()
+	for what, mode := range map[string]runtime.NamespaceMode{"network": ns.GetNetwork(), "ipc": ns.GetIpc(), "pid": ns.GetPid()} {
+		if mode == runtime.NamespaceMode_NODE {
+			return invalid("the pod asks for the host's %s namespace: a virtual machine has its own: leave that out, or use another runtime handler", what)
+		}
+	}
+	r := linux.GetResources()
+	cpus, memory, err := p.opts.size(limits{memory: r.GetMemoryLimitInBytes(), quota: r.GetCpuQuota(), period: r.GetCpuPeriod()})
+	if err != nil {
+		return err
+	}
+	p.state.CPUs, p.state.Memory = cpus, memory
+	p.state.Accel = p.opts.Accel
+	return p.driver.Check(ctx, p.machine())
+}
+
+// machine is the pod's without what is open: files and processes.
+func (p *pod) machine() Config {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Config{
+		ID: p.id, Dir: p.vm,
+		VMM: p.opts.Path, Machine: p.opts.Machine, Accel: p.state.Accel,
+		Kernel: p.opts.Kernel, Initrd: p.opts.Initrd, Cmdline: p.opts.KernelParams,
+		CPUs: p.state.CPUs, Memory: p.state.Memory, Slots: p.opts.Slots,
+	}
+}
+
+// Restore implements sandbox.Backend. The pod runs if its VMM and helpers do.
+func (b *Backend) Restore(ctx context.Context, spec sandbox.Spec, saved json.RawMessage) (sandbox.Sandbox, error) {
+	p, err := b.pod(spec)
+	if err != nil {
+		return nil, fmt.Errorf("restore pod %s: %w", spec.ID, err)
+	}
+	p.config = nil
+	if len(saved) > 0 {
+		if err := json.Unmarshal(saved, &p.state); err != nil {
+			return nil, fmt.Errorf("restore pod %s: %w: %w", spec.ID, err, errdefs.ErrDataLoss)
+		}
+	}
+	if p.state.Boot != record.Boot() {
+		p.end(unknown())
+		return p, nil
+	}
+	if err := p.reopen(ctx); err != nil {
+		return nil, fmt.Errorf("restore pod %s: %w", spec.ID, err)
+	}
+	return p, nil
+}
+
+// reopen takes up the processes of an earlier daemon's pod. What is missing ends
+// the others.
+func (p *pod) reopen(ctx context.Context) error {
+	lives := p.state.Started && !p.state.Stopped
+	for role, q := range p.state.Processes {
+		err := p.take(role, q)
+		if errdefs.IsNotFound(err) {
+			lives = false
+			continue
+		}
+		if err != nil {
+			p.leave()
+			return fmt.Errorf("%s: %w", role, err)
+		}
+	}
+	if !lives {
+		p.fell()
+		p.end(unknown())
+		return nil
+	}
+	var err error
+	p.control, err = p.driver.Attach(ctx, p.machine())
+	if err == nil {
+		p.transport, err = p.link()
+	}
+	if err != nil {
+		p.leave()
+	}
+	return err
+}
+
+// unknown is the end of a pod that nobody saw.
+func unknown() sandbox.Exit { return sandbox.Exit{Status: pidfd.UnknownStatus, At: time.Now()} }

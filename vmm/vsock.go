@@ -1,0 +1,140 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const vhostVsock = "/dev/vhost-vsock"
+
+// link is both ends of a guest's vsock while the machine is started.
+type link struct {
+	device    Vsock
+	transport transport
+	hello     net.Listener
+}
+
+// close closes what a machine that runs has its own of.
+func (l *link) close() {
+	if l == nil {
+		return
+	}
+	for _, f := range []*os.File{l.device.Vhost, l.device.User} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	if l.hello != nil {
+		l.hello.Close()
+	}
+}
+
+// wire makes the guest's vsock, and listens for its hello.
+func (p *pod) wire(ctx context.Context) (_ *link, err error) {
+	l := &link{}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	path := p.socket(socketVsock)
+	// All that says hello to a guest's own socket is that guest.
+	h := hybrid{path}
+	if l.hello, err = h.Listen(helloPort); err != nil {
+		return nil, fmt.Errorf("listen for the guest's agent: %w", err)
+	}
+	l.transport = h
+	if !p.driver.Needs().Vsock {
+		l.device = Vsock{CID: hybridCID, Path: path}
+		return l, nil
+	}
+	l.device.CID = hybridCID
+	l.device.User, err = p.vsockDaemon(ctx)
+	return l, err
+}
+
+// link is the way to the guest of a machine that runs.
+func (p *pod) link() (transport, error) {
+	return hybrid{p.socket(socketVsock)}, nil
+}
+
+// hybridCID is the guest's context id where vsock is hybrid: there is but one
+// guest on each.
+const hybridCID = 3
+
+// vsockDaemons are where vhost-device-vsock is looked for beside PATH.
+var vsockDaemons = []string{"/usr/libexec/vhost-device-vsock", "/usr/lib/kuasar/vhost-device-vsock"}
+
+// vsockDaemon runs the daemon that serves the guest's vsock device, and connects
+// to it for the VMM.
+func (p *pod) vsockDaemon(ctx context.Context) (*os.File, error) {
+	program, err := find("vhost-device-vsock", p.opts.VsockPath, vsockDaemons...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: there is no %s either: load the kernel's module vhost_vsock, or install vhost-device-vsock", err, vhostVsock)
+	}
+	for _, name := range []string{socketUser, socketVsock} {
+		if err := os.Remove(p.socket(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	err = p.launch(ctx, roleVsock, Command{Args: []string{
+		program, "--guest-cid", decimal(hybridCID), "--socket", p.socket(socketUser), "--uds-path", p.socket(socketVsock),
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return p.reach(ctx, roleVsock, p.socket(socketUser))
+}
+
+// reachTime is how often a daemon's socket is tried.
+const reachTime = time.Millisecond
+
+// reach connects to the socket of one of the pod's processes, which makes it
+// itself. It tries again and again: listen(2) is no event that one could wait
+// for, and this takes the few milliseconds in which the process begins.
+func (p *pod) reach(ctx context.Context, role, path string) (*os.File, error) {
+	again := time.NewTicker(reachTime)
+	defer again.Stop()
+	var d net.Dialer
+	for {
+		c, err := d.DialContext(ctx, "unix", path)
+		if err == nil {
+			defer c.Close()
+			return c.(*net.UnixConn).File()
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, err
+		}
+		select {
+		case <-again.C:
+		case <-p.over:
+			return nil, fmt.Errorf("%s ended before it listened: %w%s", role, errdefs.ErrFailedPrecondition, p.tail(role))
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s does not listen at %s: %w", role, path, context.Cause(ctx))
+		}
+	}
+}
+
+// find returns the path of a program: given, or from PATH or one of others.
+func find(name, given string, others ...string) (string, error) {
+	if given != "" {
+		others = []string{given}
+	} else if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, path := range others {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is neither in PATH nor at %s: %w", name, list(others), errdefs.ErrUnavailable)
+}
