@@ -18,9 +18,9 @@ import (
 )
 
 var (
-	fpFork   = failpoint.New("vmm/launch/fork")
-	fpAdmit  = failpoint.New("vmm/launch/admit")
-	fpDetach = failpoint.New("vmm/launch/detach")
+	fpFork  = failpoint.New("vmm/launch/fork")
+	fpAdmit = failpoint.New("vmm/launch/admit")
+	fpGo    = failpoint.New("vmm/launch/go")
 )
 
 // Command is a process to launch.
@@ -31,120 +31,110 @@ type Command struct {
 	Files []*os.File
 }
 
-// launch runs a command that is not to run before admit has returned: it is
-// stopped at its first instruction, and dies there if admit fails or this
-// process dies. So no process is ever lost that is not recorded: admit records
-// it, and puts it where it belongs.
-//
-// It is ptrace(2) that stops it. A tracee whose tracer has gone before it was
-// detached dies: of PTRACE_O_EXITKILL, or before that is set of the SIGTRAP
-// that its exec gave it.
-//
-// The process is started in the network namespace at netns, empty for ours.
-func launch(c Command, netns string, log *os.File, admit func(Process) error) error {
-	done := make(chan error, 1)
-	go func() {
-		// The tracer is a thread, and this one is not to be used again: it ends
-		// with the goroutine.
-		runtime.LockOSThread()
-		done <- trace(c, netns, log, admit)
-	}()
-	if err := <-done; err != nil {
+// gate is what a process is before it is admitted: a shell that becomes the
+// program, and keeps its process id, when it is told to. If nobody does, because
+// this daemon died, it ends. Thus no process is ever lost that is not recorded,
+// and none runs outside its cgroup.
+var gate = []string{"/bin/sh", "-c", `read -r go && exec "$@" </dev/null`, "gate"}
+
+// launch runs a command after admit has returned, which records its process and
+// puts it where it belongs. If admit fails it never runs. out becomes its stdout
+// and stderr. It is started in the network namespace at netns, empty for ours.
+func launch(c Command, netns string, out *os.File, admit func(Process) error) error {
+	if err := executable(c.Args[0]); err != nil {
 		return fmt.Errorf("launch %s: %w", c.Args[0], err)
 	}
-	return nil
-}
-
-func trace(c Command, netns string, log *os.File, admit func(Process) error) error {
-	if netns != "" {
-		f, err := os.Open(netns)
-		if err != nil {
-			return fmt.Errorf("open network namespace: %w", err)
-		}
-		defer f.Close()
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter %s: %w", netns, err)
-		}
-	}
-	pid, err := fork(c, log)
+	in, open, err := os.Pipe()
 	if err != nil {
 		return err
 	}
+	defer open.Close()
+	pid, err := start(c, netns, in, out)
+	in.Close()
+	if err != nil {
+		return fmt.Errorf("launch %s: %w", c.Args[0], err)
+	}
 	fpFork.Hit()
-	if err := held(pid, admit); err != nil {
-		return errors.Join(err, discard(pid))
+	start, err := pidfd.StartTime(pid)
+	if err == nil {
+		err = admit(Process{Pid: pid, Start: start})
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("launch %s: %w", c.Args[0], err), refuse(pid))
 	}
 	fpAdmit.Hit()
-	if err := unix.PtraceDetach(pid); err != nil {
-		return errors.Join(fmt.Errorf("detach: %w", err), discard(pid))
+	if _, err := open.WriteString("go\n"); err != nil {
+		return fmt.Errorf("launch %s: %w", c.Args[0], err) // it was killed meanwhile
 	}
-	fpDetach.Hit()
+	fpGo.Hit()
 	return nil
 }
 
-// fork starts the program in a session of its own, with an environment that
-// has nothing of the daemon's.
-func fork(c Command, log *os.File) (int, error) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return 0, err
-	}
-	defer null.Close()
-	p, err := os.StartProcess(c.Args[0], c.Args, &os.ProcAttr{
-		Dir:   "/",
-		Env:   slices.DeleteFunc(os.Environ(), func(s string) bool { return !strings.HasPrefix(s, "PATH=") }),
-		Files: append([]*os.File{null, log, log}, c.Files...),
-		Sys:   &syscall.SysProcAttr{Setsid: true, Ptrace: true},
-	})
+// executable finds what the gate could not say well.
+func executable(path string) error {
+	err := unix.Access(path, unix.X_OK)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return 0, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	case err != nil:
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// start forks in the network namespace, on a thread that ends there.
+func start(c Command, netns string, in, out *os.File) (pid int, err error) {
+	if netns == "" {
+		return fork(c, in, out)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlock: the thread is of no other use
+		if err = enter(netns); err == nil {
+			pid, err = fork(c, in, out)
+		}
+	}()
+	<-done
+	return pid, err
+}
+
+func enter(netns string) error {
+	f, err := os.Open(netns)
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", netns, err)
+	}
+	return nil
+}
+
+// fork starts the gate in a session of its own, with an environment that has
+// nothing of the daemon's.
+func fork(c Command, in, out *os.File) (int, error) {
+	p, err := os.StartProcess(gate[0], append(slices.Clone(gate), c.Args...), &os.ProcAttr{
+		Dir:   "/",
+		Env:   slices.DeleteFunc(os.Environ(), func(s string) bool { return !strings.HasPrefix(s, "PATH=") }),
+		Files: append([]*os.File{in, out, out}, c.Files...),
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
 		return 0, err
 	}
 	pid := p.Pid // Release forgets it
 	return pid, p.Release()
 }
 
-// held has the stopped process admitted.
-func held(pid int, admit func(Process) error) error {
-	var ws unix.WaitStatus
-	for {
-		_, err := unix.Wait4(pid, &ws, unix.WALL, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("wait for its exec: %w", err)
-		}
-		break
-	}
-	if !ws.Stopped() {
-		return fmt.Errorf("it ended at once: %#x: %w", uint32(ws), errdefs.ErrFailedPrecondition)
-	}
-	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_EXITKILL); err != nil {
-		return fmt.Errorf("trace: %w", err)
-	}
-	start, err := pidfd.StartTime(pid)
-	if err != nil {
-		return err
-	}
-	return admit(Process{Pid: pid, Start: start})
-}
-
-// discard ends a process that is ours and that nobody follows.
-func discard(pid int) error {
+// refuse ends a process that was not admitted: nobody follows it.
+func refuse(pid int) error {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		return err
 	}
 	for {
-		_, err := unix.Wait4(pid, nil, unix.WALL, nil)
-		if err == unix.EINTR {
-			continue
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return err
 		}
-		if err == unix.ECHILD { // somebody follows it after all
-			return nil
-		}
-		return err
 	}
 }

@@ -22,7 +22,7 @@ type Process struct {
 // proc is a process of a pod that is followed to its end.
 type proc struct {
 	Process
-	file *os.File      // pidfd; closed when it has ended
+	file *os.File      // pidfd; closed after done
 	done chan struct{} // closed when exit is known
 	exit pidfd.Exit
 }
@@ -38,8 +38,8 @@ func follow(r *pidfd.Reaper, p Process, ended func(pidfd.Exit)) (*proc, error) {
 	q := &proc{Process: p, file: f, done: make(chan struct{})}
 	err = r.Follow(f, func(e pidfd.Exit) {
 		q.exit = e
-		f.Close()
 		close(q.done)
+		f.Close()
 		if ended != nil {
 			ended(e)
 		}
@@ -63,7 +63,12 @@ func (p *proc) wait(ctx context.Context) error {
 // kill ends the process and returns when it is gone. Idempotent.
 func (p *proc) kill(ctx context.Context) error {
 	err := pidfd.Signal(p.file, unix.SIGKILL)
-	if err != nil && !errdefs.IsNotFound(err) && !errors.Is(err, os.ErrClosed) {
+	select {
+	case <-p.done:
+		return nil // and its file is closed
+	default:
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill process %d: %w", p.Pid, err)
 	}
 	return p.wait(ctx)
