@@ -60,7 +60,7 @@ func (p *pod) boot(ctx context.Context) error {
 		return err
 	}
 	defer console.close()
-	c.Console = console.file
+	c.Console = console.out
 
 	var link *link
 	defer func() { link.close() }()
