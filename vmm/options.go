@@ -97,6 +97,9 @@ var keys = map[string]struct {
 	"allow":         {set: allow, host: true},
 }
 
+// With are the options with those of text, as TOML, in place.
+func (o Options) With(text []byte) (Options, error) { return parse(text, nil, o) }
+
 // parse reads a handler's options over the defaults, and then the pod's
 // annotations.
 func parse(toml []byte, annotations map[string]string, o Options) (Options, error) {

@@ -170,16 +170,33 @@ func (p *pod) take(role string, q Process) error {
 	return nil
 }
 
-// died is told of the end of a process, by the Reaper.
+// died is told of the end of a process, by the Reaper. The VMM's is the pod's.
+// Without a helper the VMM is of no use; but helpers also end because it does,
+// a moment before it: it has some time to say how.
 func (p *pod) died(role string, e pidfd.Exit) {
-	status := e.Status
-	if role != roleVMM && status == 0 {
-		status = pidfd.UnknownStatus // its end is no success of the pod's
+	p.mu.Lock()
+	machine := p.procs[roleVMM]
+	p.mu.Unlock()
+	if role != roleVMM && machine != nil {
+		select {
+		case <-machine.done:
+		default:
+			p.report(role, e)
+			time.AfterFunc(vmmTime, p.fell)
+		}
+		return
 	}
-	if p.end(sandbox.Exit{Status: status, At: e.At}) {
-		log.L.WithFields(log.Fields{"sandbox": p.id, "process": role, "status": e.Status}).Warn("process of pod ended, and so does the pod")
+	if p.end(sandbox.Exit{Status: e.Status, At: e.At}) {
+		p.report(role, e)
 	}
 	p.fell()
+}
+
+// vmmTime is how long a VMM may live without one of its helpers.
+const vmmTime = 500 * time.Millisecond
+
+func (p *pod) report(role string, e pidfd.Exit) {
+	log.L.WithFields(log.Fields{"sandbox": p.id, "process": role, "status": e.Status}).Warn("process of pod ended, and so does the pod")
 }
 
 // fell kills what is left of a pod that is over, and waits for nothing.

@@ -57,7 +57,9 @@ type VM interface {
 // What a VM may have beside, found by type assertion.
 type (
 	// DiskPlugger adds and removes block devices while the guest runs. A
-	// removed one is gone from the guest when the call returns.
+	// removed one is gone from the guest when the call returns, and one that
+	// was never there is errdefs.ErrNotFound. With all slots taken there is
+	// errdefs.ErrResourceExhausted.
 	DiskPlugger interface {
 		PlugDisk(ctx context.Context, d Disk) error
 		UnplugDisk(ctx context.Context, id string) error
@@ -67,18 +69,6 @@ type (
 	NICPlugger interface {
 		PlugNIC(ctx context.Context, n NIC) error
 		UnplugNIC(ctx context.Context, id string) error
-	}
-
-	// Pauser stops the guest's processors and lets them go on.
-	Pauser interface {
-		Pause(ctx context.Context) error
-		Resume(ctx context.Context) error
-	}
-
-	// Resizer changes what the guest has of processors and memory, within what
-	// its Config allows.
-	Resizer interface {
-		Resize(ctx context.Context, cpus uint32, memory uint64) error
 	}
 )
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 
 	"github.com/containerd/errdefs"
 	"github.com/digitalocean/go-qemu/qmp"
@@ -15,19 +14,19 @@ import (
 
 // machine implements vmm.VM and what is optional.
 type machine struct {
-	path string        // of the control socket
-	turn chan struct{} // holds a token while there is a session: QEMU has one at a time
+	path  string        // of the control socket
+	slots int           // for what is plugged
+	turn  chan struct{} // holds a token while there is a session: QEMU has one at a time
 }
 
 var (
 	_ vmm.VM          = (*machine)(nil)
 	_ vmm.DiskPlugger = (*machine)(nil)
 	_ vmm.NICPlugger  = (*machine)(nil)
-	_ vmm.Pauser      = (*machine)(nil)
 )
 
-func newMachine(dir string) *machine {
-	return &machine{path: filepath.Join(dir, "qmp"), turn: make(chan struct{}, 1)}
+func newMachine(c vmm.Config) *machine {
+	return &machine{path: filepath.Join(c.Dir, "qmp"), slots: c.Slots, turn: make(chan struct{}, 1)}
 }
 
 // do runs f with a session.
@@ -56,16 +55,6 @@ func (m *machine) Shutdown(ctx context.Context) error {
 // Close implements vmm.VM.
 func (*machine) Close() error { return nil }
 
-// Pause implements vmm.Pauser.
-func (m *machine) Pause(ctx context.Context) error {
-	return m.do(ctx, "pause machine", func(s *session) error { return s.run(ctx, "stop", nil, nil) })
-}
-
-// Resume implements vmm.Pauser.
-func (m *machine) Resume(ctx context.Context) error {
-	return m.do(ctx, "resume machine", func(s *session) error { return s.run(ctx, "cont", nil, nil) })
-}
-
 // table is a JSON object.
 type table map[string]any
 
@@ -77,7 +66,7 @@ func (m *machine) PlugDisk(ctx context.Context, d vmm.Disk) error {
 		if err := s.run(ctx, "blockdev-add", node, nil); err != nil {
 			return err
 		}
-		err := s.plug(ctx, table{"driver": "virtio-blk-pci", "drive": d.ID, "id": d.ID, "serial": d.ID})
+		err := s.plug(ctx, m.slots, table{"driver": "virtio-blk-pci", "drive": d.ID, "id": d.ID, "serial": d.ID})
 		if err != nil {
 			err = errors.Join(err, s.run(ctx, "blockdev-del", table{"node-name": d.ID}, nil))
 		}
@@ -112,7 +101,7 @@ func (m *machine) PlugNIC(ctx context.Context, n vmm.NIC) error {
 		if n.MTU > 0 {
 			device["host_mtu"] = n.MTU
 		}
-		err := s.plug(ctx, device)
+		err := s.plug(ctx, m.slots, device)
 		if err != nil {
 			err = errors.Join(err, s.run(ctx, "netdev_del", table{"id": n.ID}, nil))
 		}
@@ -130,36 +119,22 @@ func (m *machine) UnplugNIC(ctx context.Context, id string) error {
 	})
 }
 
-// maxSlots is more than a machine's bus takes.
-const maxSlots = 32
-
 // plug adds a device in the first free slot. QEMU knows which are: nothing
 // needs to be remembered.
-func (s *session) plug(ctx context.Context, device table) error {
-	var last error
-	for i := range maxSlots {
-		device["bus"] = slot(i)
-		err := s.run(ctx, "device_add", device, nil)
-		switch {
-		case err == nil:
-			return nil
-		case !errdefs.IsFailedPrecondition(err):
-			if errdefs.IsNotFound(err) && last != nil { // that was the last slot
-				return fmt.Errorf("all %s slots of the machine are taken: %w: %w", strconv.Itoa(i), last, errdefs.ErrResourceExhausted)
-			}
+func (s *session) plug(ctx context.Context, slots int, device table) error {
+	err := errors.New("the machine has none (hotplug_slots)")
+	for i := range slots {
+		device["bus"], device["addr"] = slot(i), "0" // a port takes one device
+		if err = s.run(ctx, "device_add", device, nil); !errdefs.IsFailedPrecondition(err) {
 			return err
 		}
-		last = err
 	}
-	return last
+	return fmt.Errorf("no slot of %d takes it: %w: %w", slots, errdefs.ErrResourceExhausted, err)
 }
 
 // unplug removes a device and waits until the guest let go of it.
 func (s *session) unplug(ctx context.Context, id string) error {
 	err := s.run(ctx, "device_del", table{"id": id}, nil)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func (Driver) Start(ctx context.Context, c vmm.Config) (_ vmm.VM, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := newMachine(c.Dir)
+	m := newMachine(c)
 	listener, err := m.listen()
 	if err != nil {
 		return nil, fmt.Errorf("make QEMU's control socket: %w", err)
@@ -95,7 +95,7 @@ func (Driver) Start(ctx context.Context, c vmm.Config) (_ vmm.VM, err error) {
 
 // Attach implements vmm.Driver.
 func (Driver) Attach(_ context.Context, c vmm.Config) (vmm.VM, error) {
-	return newMachine(c.Dir), nil
+	return newMachine(c), nil
 }
 
 // listen makes the control socket.

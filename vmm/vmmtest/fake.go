@@ -6,7 +6,9 @@ package vmmtest
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -55,16 +57,30 @@ func (f Fake) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	if err := c.Launch(ctx, vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}}); err != nil {
 		return nil, err
 	}
-	return machine{}, f.Broken
+	return machine{c.Vsock.Path}, f.Broken
 }
 
 // Attach implements vmm.Driver.
-func (f Fake) Attach(context.Context, vmm.Config) (vmm.VM, error) { return machine{}, nil }
+func (f Fake) Attach(_ context.Context, c vmm.Config) (vmm.VM, error) {
+	return machine{filepath.Join(c.Dir, "v")}, nil
+}
 
-type machine struct{}
+// machine is known by its vsock.
+type machine struct{ path string }
 
-func (machine) Shutdown(context.Context) error { return nil }
-func (machine) Close() error                   { return nil }
+// Shutdown dials a port that has this meaning.
+func (m machine) Shutdown(ctx context.Context) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", m.path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = fmt.Fprintf(c, "CONNECT %d\n", shutdownPort)
+	return err
+}
+
+func (machine) Close() error { return nil }
 
 // Main makes a process of this binary the guest that it was started as. Call it
 // first in TestMain.
@@ -83,5 +99,6 @@ func Main() {
 
 const (
 	guestCommand = "vmmtest-guest"
+	shutdownPort = 1
 	guestLife    = 5 * time.Minute
 )

@@ -45,6 +45,8 @@ func Run(t *testing.T, s Suite) {
 		"DoesNotBoot":    doesNotBoot,
 		"SaysNothing":    saysNothing,
 		"CanceledInBoot": canceledInBoot,
+		"PlugsDisks":     plugsDisks,
+		"ShutsDown":      shutsDown,
 	} {
 		t.Run(name, func(t *testing.T) { run(t, newBench(t, s)) })
 	}
@@ -58,6 +60,7 @@ type bench struct {
 	spec    sandbox.Spec
 	backend *vmm.Backend
 	box     sandbox.Sandbox
+	spy     *spy
 
 	mu    sync.Mutex
 	saved json.RawMessage
@@ -73,7 +76,7 @@ func newBench(t *testing.T, s Suite) *bench {
 	b.spec = sandbox.Spec{
 		ID: "pod", Namespace: "test", Dir: filepath.Join(dir, "boxes", "pod"), CreatedAt: time.Now(),
 		Config: &runtime.PodSandboxConfig{Hostname: "guest", Linux: &runtime.LinuxPodSandboxConfig{CgroupParent: Group}},
-		Saved: func(context.Context) error { return b.save() },
+		Saved:  func(context.Context) error { return b.save() },
 	}
 	if err := os.MkdirAll(b.spec.Dir, 0o711); err != nil {
 		t.Fatal(err)
@@ -111,7 +114,8 @@ func (b *bench) daemon() {
 	}
 	o := b.s.Options
 	o.Hypervisor = "test"
-	b.backend = &vmm.Backend{Drivers: map[string]vmm.Driver{"test": b.s.Driver}, Defaults: o, Reaper: r}
+	b.spy = &spy{Driver: b.s.Driver}
+	b.backend = &vmm.Backend{Drivers: map[string]vmm.Driver{"test": b.spy}, Defaults: o, Reaper: r}
 }
 
 func (b *bench) must(err error) {
@@ -287,7 +291,7 @@ func saysNothing(t *testing.T, b *bench) {
 	b.backend.Defaults.BootTimeout = 100 * time.Millisecond // less than any machine needs
 	if mute, ok := b.s.Driver.(Fake); ok {
 		mute.Mute = true
-		b.backend.Drivers["test"] = mute
+		b.spy.Driver = mute
 	}
 	err := b.fails(b.ctx)
 	if !strings.Contains(err.Error(), "boot_timeout") {
