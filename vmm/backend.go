@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -58,17 +59,13 @@ func (b *Backend) pod(spec sandbox.Spec) (*pod, error) {
 	if !ok {
 		return nil, invalid("hypervisor = %q: there are %s", opts.Hypervisor, list(slices.Sorted(maps.Keys(b.Drivers))))
 	}
-	longest, err := spec.Socket(filepath.Join(vmDir, socketVsock+"_4294967295"))
-	if err != nil {
-		return nil, err
-	}
 	group := ""
 	if parent := spec.Config.GetLinux().GetCgroupParent(); parent != "" {
 		group = host.CgroupPath(parent, spec.ID)
 	}
 	return &pod{
 		backend: b, driver: driver, opts: opts,
-		id: spec.ID, namespace: spec.Namespace, dir: spec.Dir, vm: filepath.Dir(longest), netns: spec.NetNS,
+		id: spec.ID, namespace: spec.Namespace, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
 		group: host.Cgroup(group, spec.ID, false),
 		saved: spec.Saved, config: spec.Config,
 		over: make(chan struct{}), dialing: make(chan struct{}, 1),
@@ -92,7 +89,32 @@ func (p *pod) plan(ctx context.Context) error {
 	}
 	p.state.CPUs, p.state.Memory = cpus, memory
 	p.state.Accel = p.opts.Accel
+	if err := p.find(); err != nil {
+		return err
+	}
 	return p.driver.Check(ctx, p.machine())
+}
+
+// find looks for what the machine needs of this host, so that it is not a
+// failed start that tells what is missing.
+func (p *pod) find() error {
+	for option, path := range map[string]string{"kernel": p.opts.Kernel, "initrd": p.opts.Initrd} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("%s = %q: %w: build the guest with make guest, or set the option: %w", option, path, err, errdefs.ErrUnavailable)
+		}
+	}
+	needs := p.driver.Needs()
+	if needs.Share {
+		if _, err := p.virtiofsd(); err != nil {
+			return err
+		}
+	}
+	if needs.Vsock {
+		if _, err := p.vhostDeviceVsock(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // machine is the pod's without what is open: files and processes.

@@ -33,7 +33,7 @@ func backend(t *testing.T, d vmm.Driver) *vmm.Backend {
 		}
 	})
 	o := vmm.Defaults()
-	o.Hypervisor, o.Accel = "test", vmm.TCG
+	o.Hypervisor, o.Accel, o.Kernel, o.Initrd = "test", vmm.TCG, "/dev/null", "/dev/null"
 	return &vmm.Backend{Drivers: map[string]vmm.Driver{"test": d}, Defaults: o, Reaper: r}
 }
 

@@ -10,6 +10,6 @@ import (
 func TestFake(t *testing.T) {
 	root(t)
 	o := vmm.Defaults()
-	o.Accel = vmm.TCG
+	o.Accel, o.Kernel, o.Initrd = vmm.TCG, "/dev/null", "/dev/null"
 	vmmtest.Run(t, vmmtest.Suite{Driver: vmmtest.Fake{}, Options: o})
 }

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,6 +27,9 @@ var (
 // Command is a process to launch.
 type Command struct {
 	Args []string // Args[0] is the path of the program
+
+	// Dir is where it is started, empty for the root.
+	Dir string
 
 	// Files are its descriptors from 3 on. The caller closes them.
 	Files []*os.File
@@ -115,7 +119,7 @@ func enter(netns string) error {
 // nothing of the daemon's.
 func fork(c Command, in, out *os.File) (int, error) {
 	p, err := os.StartProcess(gate[0], append(slices.Clone(gate), c.Args...), &os.ProcAttr{
-		Dir:   "/",
+		Dir:   cmp.Or(c.Dir, "/"),
 		Env:   slices.DeleteFunc(os.Environ(), func(s string) bool { return !strings.HasPrefix(s, "PATH=") }),
 		Files: append([]*os.File{in, out, out}, c.Files...),
 		Sys:   &syscall.SysProcAttr{Setsid: true},

@@ -137,6 +137,7 @@ func (p *pod) launch(ctx context.Context, role string, c Command) error {
 		return err
 	}
 	defer out.Close()
+	c.Dir = p.vm
 	return launch(c, p.netns, out, func(q Process) error { return p.admit(ctx, role, q) })
 }
 

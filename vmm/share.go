@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 
@@ -35,6 +34,14 @@ const (
 // virtiofsd and, before version 13, qemu-system-common.
 var virtiofsds = []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"}
 
+func (p *pod) virtiofsd() (string, error) {
+	program, err := find("virtiofsd", p.opts.Virtiofsd, virtiofsds...)
+	if err != nil {
+		return "", fmt.Errorf("%w: install virtiofsd", err)
+	}
+	return program, nil
+}
+
 // share makes the pod's share and runs the daemon that serves it.
 func (p *pod) share(ctx context.Context) ([]Share, error) {
 	if err := p.makeShare(); err != nil {
@@ -44,12 +51,12 @@ func (p *pod) share(ctx context.Context) ([]Share, error) {
 	if !p.driver.Needs().Share {
 		return []Share{s}, nil
 	}
-	program, err := find("virtiofsd", p.opts.Virtiofsd, virtiofsds...)
+	program, err := p.virtiofsd()
 	if err != nil {
-		return nil, fmt.Errorf("%w: install virtiofsd", err)
+		return nil, err
 	}
-	s.Socket = p.socket(socketShare)
-	listener, err := listen(s.Socket)
+	s.Socket = socketShare
+	listener, err := Inherit(p.socket(socketShare))
 	if err != nil {
 		return nil, err
 	}
@@ -64,21 +71,6 @@ func (p *pod) share(ctx context.Context) ([]Share, error) {
 		Files: []*os.File{listener},
 	})
 	return []Share{s}, err
-}
-
-// listen makes a unix socket that a process inherits, so that it can be
-// connected to before the process runs.
-func listen(path string) (*os.File, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	defer l.Close()
-	return l.File()
 }
 
 // makeShare makes the two directories of the share. What is mounted in the one

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"strconv"
@@ -19,7 +18,7 @@ type Vsock struct {
 	CID   uint32   // the guest's
 	Vhost *os.File // /dev/vhost-vsock, with CID set
 	User  *os.File // connection to a vhost-user daemon
-	Path  string   // unix socket that the VMM itself shall serve; see hybrid
+	Path  string   // in Config.Dir: unix socket that the VMM itself shall serve; see hybrid
 }
 
 // transport is the host's end of a guest's vsock. Its connections are those of
@@ -57,8 +56,7 @@ func (h hybrid) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 }
 
 func (h hybrid) dial(ctx context.Context, port uint32) (net.Conn, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", h.path)
+	c, err := Dial(ctx, h.path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
@@ -115,9 +113,5 @@ func connect(c net.Conn, port uint32) error {
 
 // Listen implements transport. A socket of an earlier daemon makes way.
 func (h hybrid) Listen(port uint32) (net.Listener, error) {
-	path := h.path + "_" + strconv.FormatUint(uint64(port), 10)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	return net.Listen("unix", path)
+	return Listen(h.path + "_" + strconv.FormatUint(uint64(port), 10))
 }

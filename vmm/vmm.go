@@ -75,7 +75,7 @@ type (
 // Config is a machine to make. Sizes are in bytes.
 type Config struct {
 	ID  string // of the sandbox
-	Dir string // of the VMM alone: 0700, short enough for unix sockets
+	Dir string // of the machine alone, 0700; its processes are started in it
 
 	VMM     string // the VMM's program; empty for where the driver looks
 	Machine string // type of machine; empty for the driver's choice
@@ -105,7 +105,7 @@ type Config struct {
 type Share struct {
 	Tag    string
 	Dir    string // on the host
-	Socket string // of the vhost-user file system daemon, which listens
+	Socket string // in Config.Dir, of the vhost-user file system daemon, which listens
 }
 
 // NIC is a network interface of the guest.

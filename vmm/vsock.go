@@ -46,15 +46,14 @@ func (p *pod) wire(ctx context.Context) (_ *link, err error) {
 			l.close()
 		}
 	}()
-	path := p.socket(socketVsock)
 	// All that says hello to a guest's own socket is that guest.
-	h := hybrid{path}
+	h := hybrid{p.socket(socketVsock)}
 	if l.hello, err = h.Listen(helloPort); err != nil {
 		return nil, fmt.Errorf("listen for the guest's agent: %w", err)
 	}
 	l.transport = h
 	if !p.driver.Needs().Vsock {
-		l.device = Vsock{CID: hybridCID, Path: path}
+		l.device = Vsock{CID: hybridCID, Path: socketVsock}
 		return l, nil
 	}
 	l.device.CID = hybridCID
@@ -74,12 +73,20 @@ const hybridCID = 3
 // vsockDaemons are where vhost-device-vsock is looked for beside PATH.
 var vsockDaemons = []string{"/usr/libexec/vhost-device-vsock", "/usr/lib/kuasar/vhost-device-vsock"}
 
+func (p *pod) vhostDeviceVsock() (string, error) {
+	program, err := find("vhost-device-vsock", p.opts.VsockPath, vsockDaemons...)
+	if err != nil {
+		return "", fmt.Errorf("%w: install vhost-device-vsock", err)
+	}
+	return program, nil
+}
+
 // vsockDaemon runs the daemon that serves the guest's vsock device, and connects
 // to it for the VMM.
 func (p *pod) vsockDaemon(ctx context.Context) (*os.File, error) {
-	program, err := find("vhost-device-vsock", p.opts.VsockPath, vsockDaemons...)
+	program, err := p.vhostDeviceVsock()
 	if err != nil {
-		return nil, fmt.Errorf("%w: there is no %s either: load the kernel's module vhost_vsock, or install vhost-device-vsock", err, vhostVsock)
+		return nil, err
 	}
 	for _, name := range []string{socketUser, socketVsock} {
 		if err := os.Remove(p.socket(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -87,7 +94,7 @@ func (p *pod) vsockDaemon(ctx context.Context) (*os.File, error) {
 		}
 	}
 	err = p.launch(ctx, roleVsock, Command{Args: []string{
-		program, "--guest-cid", decimal(hybridCID), "--socket", p.socket(socketUser), "--uds-path", p.socket(socketVsock),
+		program, "--guest-cid", decimal(hybridCID), "--socket", socketUser, "--uds-path", socketVsock,
 	}})
 	if err != nil {
 		return nil, err
@@ -104,12 +111,11 @@ const reachTime = time.Millisecond
 func (p *pod) reach(ctx context.Context, role, path string) (*os.File, error) {
 	again := time.NewTicker(reachTime)
 	defer again.Stop()
-	var d net.Dialer
 	for {
-		c, err := d.DialContext(ctx, "unix", path)
+		c, err := Dial(ctx, path)
 		if err == nil {
 			defer c.Close()
-			return c.(*net.UnixConn).File()
+			return c.File()
 		}
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
 			return nil, err

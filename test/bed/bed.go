@@ -28,6 +28,7 @@ const closeTimeout = time.Minute
 const (
 	Stock = "runc"        // containerd's shim and pause container
 	Runc  = "kuasar-runc" // the runc sandboxer
+	VMM   = "kuasar-vmm"  // the vmm sandboxer: see RequireVMM
 )
 
 // Options say how a bed differs from the usual one. The zero value is usual.

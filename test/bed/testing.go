@@ -3,6 +3,7 @@ package bed
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,6 +33,26 @@ func Require(t testing.TB) {
 	} {
 		if _, err := os.Stat(path); err != nil {
 			t.Skipf("needs %s (%s)", path, remedy)
+		}
+	}
+}
+
+// RequireVMM skips a test where no virtual machine can be.
+func RequireVMM(t testing.TB) {
+	t.Helper()
+	Require(t)
+	root, err := findRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"vmlinuz", "initramfs.cpio"} {
+		if _, err := os.Stat(filepath.Join(root, "build/guest", file)); err != nil {
+			t.Skipf("needs build/guest/%s (make guest)", file)
+		}
+	}
+	for _, program := range []string{"qemu-system-x86_64", "vhost-device-vsock"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s (hack/install)", program)
 		}
 	}
 }

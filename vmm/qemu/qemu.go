@@ -9,10 +9,7 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,7 +78,7 @@ func (Driver) Start(ctx context.Context, c vmm.Config) (_ vmm.VM, err error) {
 		return nil, err
 	}
 	m := newMachine(c)
-	listener, err := m.listen()
+	listener, err := vmm.Inherit(m.path)
 	if err != nil {
 		return nil, fmt.Errorf("make QEMU's control socket: %w", err)
 	}
@@ -96,18 +93,4 @@ func (Driver) Start(ctx context.Context, c vmm.Config) (_ vmm.VM, err error) {
 // Attach implements vmm.Driver.
 func (Driver) Attach(_ context.Context, c vmm.Config) (vmm.VM, error) {
 	return newMachine(c), nil
-}
-
-// listen makes the control socket.
-func (m *machine) listen() (*os.File, error) {
-	if err := os.Remove(m.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: m.path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	defer l.Close()
-	return l.File()
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/digitalocean/go-qemu/qmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 )
 
 // session is a connection to QEMU's control socket while something is changed.
@@ -51,12 +53,11 @@ type message struct {
 
 // open connects and returns when QEMU takes commands.
 func open(ctx context.Context, path string) (*session, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
+	c, err := vmm.Dial(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
-	s := &session{conn: c.(*net.UnixConn), bound: &io.LimitedReader{R: c, N: maxSession}}
+	s := &session{conn: c, bound: &io.LimitedReader{R: c, N: maxSession}}
 	s.in = json.NewDecoder(s.bound)
 	if err := s.greet(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())

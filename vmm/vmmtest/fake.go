@@ -6,7 +6,6 @@ package vmmtest
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -57,7 +56,7 @@ func (f Fake) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	if err := c.Launch(ctx, vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}}); err != nil {
 		return nil, err
 	}
-	return machine{c.Vsock.Path}, f.Broken
+	return machine{filepath.Join(c.Dir, c.Vsock.Path)}, f.Broken
 }
 
 // Attach implements vmm.Driver.
@@ -70,8 +69,7 @@ type machine struct{ path string }
 
 // Shutdown dials a port that has this meaning.
 func (m machine) Shutdown(ctx context.Context) error {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", m.path)
+	c, err := vmm.Dial(ctx, m.path)
 	if err != nil {
 		return err
 	}
