@@ -82,11 +82,7 @@ func (s *session) greet(ctx context.Context) error {
 
 // limit ends reads and writes with the context, or after sessionTime.
 func (s *session) limit(ctx context.Context) (end func(error) error, err error) {
-	deadline := time.Now().Add(sessionTime)
-	if own, ok := ctx.Deadline(); ok && own.Before(deadline) {
-		deadline = own
-	}
-	if err := s.conn.SetDeadline(deadline); err != nil {
+	if err := s.conn.SetDeadline(time.Now().Add(sessionTime)); err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
