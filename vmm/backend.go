@@ -34,6 +34,8 @@ type Backend struct {
 	// Prove says whether KVM boots a guest here, for Auto. It may take some
 	// seconds the first time; nil is no.
 	Prove func(ctx context.Context, c Config) bool
+
+	hub hub
 }
 
 var _ sandbox.Backend = (*Backend)(nil)
@@ -109,7 +111,7 @@ func (p *pod) find() error {
 			return err
 		}
 	}
-	if needs.Vsock {
+	if needs.Vsock && !p.byKernel() {
 		if _, err := p.vhostDeviceVsock(); err != nil {
 			return err
 		}
@@ -171,12 +173,9 @@ func (p *pod) reopen(ctx context.Context) error {
 		p.end(unknown())
 		return nil
 	}
+	p.transport = p.link()
 	var err error
-	p.control, err = p.driver.Attach(ctx, p.machine())
-	if err == nil {
-		p.transport, err = p.link()
-	}
-	if err != nil {
+	if p.control, err = p.driver.Attach(ctx, p.machine()); err != nil {
 		p.leave()
 	}
 	return err

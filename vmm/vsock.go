@@ -14,8 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const vhostVsock = "/dev/vhost-vsock"
-
 // link is both ends of a guest's vsock while the machine is started.
 type link struct {
 	device    Vsock
@@ -46,6 +44,9 @@ func (p *pod) wire(ctx context.Context) (_ *link, err error) {
 			l.close()
 		}
 	}()
+	if p.driver.Needs().Vsock && p.byKernel() {
+		return l, p.claim(ctx, l)
+	}
 	// All that says hello to a guest's own socket is that guest.
 	h := hybrid{p.socket(socketVsock)}
 	if l.hello, err = h.Listen(helloPort); err != nil {
@@ -61,9 +62,38 @@ func (p *pod) wire(ctx context.Context) (_ *link, err error) {
 	return l, err
 }
 
+// byKernel says whether the kernel is to serve the guest's vsock.
+func (p *pod) byKernel() bool {
+	if p.opts.Vsock != AutoVsock {
+		return p.opts.Vsock == VhostVsock
+	}
+	_, err := os.Stat(vhostVsock)
+	return err == nil
+}
+
+// claim makes the kernel's vsock device.
+func (p *pod) claim(ctx context.Context, l *link) (err error) {
+	if l.device.Vhost, l.device.CID, err = claim(); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.state.CID = l.device.CID
+	p.mu.Unlock()
+	if err := p.saved(ctx); err != nil {
+		return err
+	}
+	v := vhost{l.device.CID, &p.backend.hub}
+	l.transport = v
+	l.hello, err = v.Listen(helloPort)
+	return err
+}
+
 // link is the way to the guest of a machine that runs.
-func (p *pod) link() (transport, error) {
-	return hybrid{p.socket(socketVsock)}, nil
+func (p *pod) link() transport {
+	if p.state.CID != 0 {
+		return vhost{p.state.CID, &p.backend.hub}
+	}
+	return hybrid{p.socket(socketVsock)}
 }
 
 // hybridCID is the guest's context id where vsock is hybrid: there is but one
