@@ -20,6 +20,9 @@ import (
 // was under way must be removable, and nothing may be left behind.
 func TestKilledAtFailpoint(t *testing.T) {
 	for _, name := range failpoint.Names() {
+		if strings.HasPrefix(name, "vmm/") {
+			continue // on no path of these pods; see vmm's own
+		}
 		t.Run("daemon/"+name, func(t *testing.T) { killAt(t, name) })
 	}
 	for _, name := range workerFailpoints(t) {
