@@ -67,7 +67,7 @@ func (b *Backend) pod(spec sandbox.Spec) (*pod, error) {
 	}
 	return &pod{
 		backend: b, driver: driver, opts: opts,
-		id: spec.ID, namespace: spec.Namespace, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
+		id: spec.ID, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
 		group: host.Cgroup(group, spec.ID, false),
 		saved: spec.Saved, config: spec.Config,
 		over: make(chan struct{}), dialing: make(chan struct{}, 1),
@@ -111,12 +111,18 @@ func (p *pod) find() error {
 			return err
 		}
 	}
-	if needs.Vsock && !p.byKernel() {
-		if _, err := p.vhostDeviceVsock(); err != nil {
-			return err
-		}
+	if !needs.Vsock {
+		return nil
 	}
-	return nil
+	if p.byKernel() {
+		_, err := os.Stat(vhostVsock)
+		if err != nil {
+			err = fmt.Errorf("vsock = %q: %w: load the kernel's module vhost_vsock: %w", p.opts.Vsock, err, errdefs.ErrUnavailable)
+		}
+		return err
+	}
+	_, err := p.vhostDeviceVsock()
+	return err
 }
 
 // machine is the pod's without what is open: files and processes.

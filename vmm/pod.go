@@ -56,10 +56,11 @@ type pod struct {
 	driver  Driver
 	opts    Options
 
-	id, namespace string
-	dir, vm       string // of the sandbox, and of the machine's processes
-	netns, group  string
-	saved         func(context.Context) error
+	id, dir string // the sandbox's
+	vm      string // directory of the machine's processes
+	netns   string
+	group   string // cgroup of the machine's processes
+	saved   func(context.Context) error
 
 	over    chan struct{} // closed when it is no longer running
 	dialing chan struct{} // holds a token while the agent is dialed

@@ -95,7 +95,10 @@ func (p *pod) makeShare() error {
 		return err
 	}
 	fpShareView.Hit()
-	return nil
+	// The pod's own files a container may write to, as in any pod. From here on
+	// they are the guest's: the daemon does not open them again.
+	files := filepath.Join(share, podFiles)
+	return bind(files, files, unix.MountAttr{Propagation: unix.MS_PRIVATE})
 }
 
 // removeShare undoes makeShare and whatever is mounted below. Idempotent.
@@ -110,7 +113,7 @@ func (p *pod) removeShare() error {
 			return err
 		}
 	}
-	return errors.Join(host.Unmount(view), host.Unmount(share))
+	return errors.Join(host.Unmount(filepath.Join(share, podFiles)), host.Unmount(view), host.Unmount(share))
 }
 
 // bind mounts source, and all below it, on target. Attributes and propagation

@@ -49,9 +49,6 @@ type VM interface {
 	// Shutdown asks the VMM to end, at once and in order: nobody asks the
 	// guest. The caller waits for the process and kills it if it takes too long.
 	Shutdown(ctx context.Context) error
-
-	// Close lets go of the machine, which runs on.
-	Close() error
 }
 
 // What a VM may have beside, found by type assertion.

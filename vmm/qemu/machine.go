@@ -52,9 +52,6 @@ func (m *machine) Shutdown(ctx context.Context) error {
 	return m.do(ctx, "end QEMU", func(s *session) error { return s.run(ctx, "quit", nil, nil) })
 }
 
-// Close implements vmm.VM.
-func (*machine) Close() error { return nil }
-
 // table is a JSON object.
 type table map[string]any
 

@@ -78,8 +78,6 @@ func (m machine) Shutdown(ctx context.Context) error {
 	return err
 }
 
-func (machine) Close() error { return nil }
-
 // Main makes a process of this binary the guest that it was started as. Call it
 // first in TestMain.
 func Main() {
