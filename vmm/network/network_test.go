@@ -92,40 +92,34 @@ func TestScanSurvivesJSON(t *testing.T) {
 }
 
 func TestScanRefuses(t *testing.T) {
-	for name, spoil := range map[string]func(h *netlink.Handle) error{
-		"several next hops": func(h *netlink.Handle) error {
-			l, err := h.LinkByName("eth0")
-			if err != nil {
-				return err
-			}
-			hop := func(ip string) *netlink.NexthopInfo {
-				return &netlink.NexthopInfo{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(ip)}
-			}
-			return h.RouteAdd(&netlink.Route{Dst: mustNet("10.6.0.0/16"), MultiPath: []*netlink.NexthopInfo{hop(hostIP), hop("10.9.0.3")}})
-		},
-		"it is no Ethernet": func(h *netlink.Handle) error {
-			l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "wg0"}, LinkType: "wireguard"}
-			if err := h.LinkAdd(l); err != nil {
-				ip := &netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: "wg0"}, Local: net.ParseIP(podIP), Remote: net.ParseIP(hostIP)}
-				if err := h.LinkAdd(ip); err != nil {
-					return unix.EOPNOTSUPP
-				}
-			}
-			return up(h, "wg0")
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			b := newBed(t)
-			if err := inside(b.pod, spoil); err == unix.EOPNOTSUPP {
-				t.Skip("this kernel has neither wireguard nor ipip")
-			} else if err != nil {
-				t.Fatal(err)
-			}
-			_, err := Scan(b.pod)
-			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), name) {
-				t.Errorf("got %v", err)
-			}
-		})
+	b := newBed(t)
+	in(t, b.pod, func(h *netlink.Handle) error {
+		l, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		hop := func(ip string) *netlink.NexthopInfo {
+			return &netlink.NexthopInfo{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(ip)}
+		}
+		return h.RouteAdd(&netlink.Route{Dst: mustNet("10.6.0.0/16"), MultiPath: []*netlink.NexthopInfo{hop(hostIP), hop("10.9.0.3")}})
+	})
+	_, err := Scan(b.pod)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "10.6.0.0/16") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestEthernet(t *testing.T) {
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	for _, c := range []struct {
+		encap string
+		mac   net.HardwareAddr
+		want  bool
+	}{{"ether", mac, true}, {"none", nil, false}, {"ipip", mac[:4], false}, {"ether", nil, false}} {
+		err := ethernet(&netlink.LinkAttrs{EncapType: c.encap, HardwareAddr: c.mac})
+		if (err == nil) != c.want || err != nil && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s %v: %v", c.encap, c.mac, err)
+		}
 	}
 }
 

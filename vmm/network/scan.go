@@ -59,8 +59,8 @@ func joins(l netlink.Link) bool {
 
 func read(h *netlink.Handle, l netlink.Link) (Interface, error) {
 	a := l.Attrs()
-	if a.EncapType != "ether" || len(a.HardwareAddr) != 6 {
-		return Interface{}, fmt.Errorf("it is no Ethernet (%s), and a virtual machine has no other: remove it from the pod's networks, or use another runtime handler: %w", a.EncapType, errdefs.ErrFailedPrecondition)
+	if err := ethernet(a); err != nil {
+		return Interface{}, err
 	}
 	i := Interface{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: uint32(a.MTU)}
 	addresses, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
@@ -84,6 +84,13 @@ func read(h *netlink.Handle, l netlink.Link) (Interface, error) {
 // appendix A).
 func local(m net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}
+
+func ethernet(a *netlink.LinkAttrs) error {
+	if a.EncapType == "ether" && len(a.HardwareAddr) == 6 {
+		return nil
+	}
+	return fmt.Errorf("it is no Ethernet (%s), and a virtual machine has no other: remove it from the pod's networks, or use another runtime handler: %w", a.EncapType, errdefs.ErrFailedPrecondition)
 }
 
 func address(a netlink.Addr) Address {
