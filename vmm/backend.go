@@ -162,7 +162,7 @@ func (b *Backend) Restore(ctx context.Context, spec sandbox.Spec, saved json.Raw
 // reopen takes up the processes of an earlier daemon's pod. What is missing ends
 // the others.
 func (p *pod) reopen(ctx context.Context) error {
-	lives := p.state.Started && !p.state.Stopped
+	lives := p.state.Started
 	for role, q := range p.state.Processes {
 		err := p.take(role, q)
 		if errdefs.IsNotFound(err) {
@@ -174,7 +174,12 @@ func (p *pod) reopen(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", role, err)
 		}
 	}
-	if !lives {
+	switch {
+	case p.state.Stopped:
+		p.fell()
+		p.end(sandbox.Exit{At: time.Now()})
+		return nil
+	case !lives:
 		p.fell()
 		p.end(unknown())
 		return nil
@@ -183,8 +188,14 @@ func (p *pod) reopen(ctx context.Context) error {
 	var err error
 	if p.control, err = p.driver.Attach(ctx, p.machine()); err != nil {
 		p.leave()
+		return err
 	}
-	return err
+	select {
+	case <-p.over: // meanwhile, and not all were known then
+		p.fell()
+	default:
+	}
+	return nil
 }
 
 // unknown is the end of a pod that nobody saw.
