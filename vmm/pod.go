@@ -82,10 +82,12 @@ type state struct {
 	Started   bool               `json:"started,omitempty"`
 	Stopped   bool               `json:"stopped,omitempty"`
 
-	CID    uint32 `json:"cid,omitempty"`   // 0 with hybrid vsock
-	Accel  Accel  `json:"accel,omitempty"` // what it runs with
-	CPUs   uint32 `json:"cpus"`
-	Memory uint64 `json:"memory"`
+	Hypervisor string `json:"hypervisor"`
+	Accel      Accel  `json:"accel"`         // what it runs with
+	CID        uint32 `json:"cid,omitempty"` // 0 with hybrid vsock
+	CPUs       uint32 `json:"cpus"`
+	Memory     uint64 `json:"memory"`
+	Slots      int    `json:"slots"`
 }
 
 // Save implements sandbox.Sandbox.
