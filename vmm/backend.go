@@ -42,37 +42,45 @@ var _ sandbox.Backend = (*Backend)(nil)
 
 // Create implements sandbox.Backend.
 func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
-	p, err := b.pod(spec)
-	if err == nil {
-		err = p.plan(ctx)
-	}
+	p, err := b.create(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("create pod %s: %w", spec.ID, err)
 	}
 	return p, nil
 }
 
-func (b *Backend) pod(spec sandbox.Spec) (*pod, error) {
-	opts, err := parse(spec.Options.TOML, spec.Config.GetAnnotations(), b.Defaults)
-	if err != nil {
+func (b *Backend) create(ctx context.Context, spec sandbox.Spec) (*pod, error) {
+	p := b.pod(spec)
+	var err error
+	if p.opts, err = parse(spec.Options.TOML, spec.Config.GetAnnotations(), b.Defaults); err != nil {
 		return nil, err
 	}
-	driver, ok := b.Drivers[opts.Hypervisor]
-	if !ok {
-		return nil, invalid("hypervisor = %q: there are %s", opts.Hypervisor, list(slices.Sorted(maps.Keys(b.Drivers))))
+	if p.driver, err = b.driver(p.opts.Hypervisor); err != nil {
+		return nil, err
 	}
+	p.config = spec.Config
+	return p, p.plan(ctx)
+}
+
+func (b *Backend) driver(hypervisor string) (Driver, error) {
+	d, ok := b.Drivers[hypervisor]
+	if !ok {
+		return nil, invalid("hypervisor = %q: there are %s", hypervisor, list(slices.Sorted(maps.Keys(b.Drivers))))
+	}
+	return d, nil
+}
+
+func (b *Backend) pod(spec sandbox.Spec) *pod {
 	group := ""
 	if parent := spec.Config.GetLinux().GetCgroupParent(); parent != "" {
 		group = host.CgroupPath(parent, spec.ID)
 	}
 	return &pod{
-		backend: b, driver: driver, opts: opts,
-		id: spec.ID, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
-		group: host.Cgroup(group, spec.ID, false),
-		saved: spec.Saved, config: spec.Config,
+		backend: b, id: spec.ID, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
+		group: host.Cgroup(group, spec.ID, false), saved: spec.Saved,
 		over: make(chan struct{}), dialing: make(chan struct{}, 1),
 		procs: map[string]*proc{}, state: state{Processes: map[string]Process{}},
-	}, nil
+	}
 }
 
 // plan checks what the pod asks for, and sizes its machine.
@@ -89,8 +97,8 @@ func (p *pod) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.state.CPUs, p.state.Memory = cpus, memory
-	p.state.Accel = p.opts.Accel
+	p.state.Hypervisor, p.state.Accel = p.opts.Hypervisor, p.opts.Accel
+	p.state.CPUs, p.state.Memory, p.state.Slots = cpus, memory, p.opts.Slots
 	if err := p.find(); err != nil {
 		return err
 	}
@@ -133,17 +141,14 @@ func (p *pod) machine() Config {
 		ID: p.id, Dir: p.vm,
 		VMM: p.opts.Path, Machine: p.opts.Machine, Accel: p.state.Accel,
 		Kernel: p.opts.Kernel, Initrd: p.opts.Initrd, Cmdline: p.opts.KernelParams,
-		CPUs: p.state.CPUs, Memory: p.state.Memory, Slots: p.opts.Slots,
+		CPUs: p.state.CPUs, Memory: p.state.Memory, Slots: p.state.Slots,
 	}
 }
 
-// Restore implements sandbox.Backend. The pod runs if its VMM and helpers do.
+// Restore implements sandbox.Backend. The pod runs if its VMM and helpers do,
+// whatever its handler's options are by now.
 func (b *Backend) Restore(ctx context.Context, spec sandbox.Spec, saved json.RawMessage) (sandbox.Sandbox, error) {
-	p, err := b.pod(spec)
-	if err != nil {
-		return nil, fmt.Errorf("restore pod %s: %w", spec.ID, err)
-	}
-	p.config = nil
+	p := b.pod(spec)
 	if len(saved) > 0 {
 		if err := json.Unmarshal(saved, &p.state); err != nil {
 			return nil, fmt.Errorf("restore pod %s: %w: %w", spec.ID, err, errdefs.ErrDataLoss)
@@ -162,7 +167,7 @@ func (b *Backend) Restore(ctx context.Context, spec sandbox.Spec, saved json.Raw
 // reopen takes up the processes of an earlier daemon's pod. What is missing ends
 // the others.
 func (p *pod) reopen(ctx context.Context) error {
-	lives := p.state.Started && !p.state.Stopped
+	lives := p.state.Started
 	for role, q := range p.state.Processes {
 		err := p.take(role, q)
 		if errdefs.IsNotFound(err) {
@@ -174,17 +179,31 @@ func (p *pod) reopen(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", role, err)
 		}
 	}
-	if !lives {
+	switch {
+	case p.state.Stopped:
+		p.fell()
+		p.end(sandbox.Exit{At: time.Now()})
+		return nil
+	case !lives:
 		p.fell()
 		p.end(unknown())
 		return nil
 	}
 	p.transport = p.link()
 	var err error
-	if p.control, err = p.driver.Attach(ctx, p.machine()); err != nil {
-		p.leave()
+	if p.driver, err = p.backend.driver(p.state.Hypervisor); err == nil {
+		p.control, err = p.driver.Attach(ctx, p.machine())
 	}
-	return err
+	if err != nil {
+		p.leave()
+		return err
+	}
+	select {
+	case <-p.over: // meanwhile, and not all were known then
+		p.fell()
+	default:
+	}
+	return nil
 }
 
 // unknown is the end of a pod that nobody saw.

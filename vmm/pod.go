@@ -82,10 +82,12 @@ type state struct {
 	Started   bool               `json:"started,omitempty"`
 	Stopped   bool               `json:"stopped,omitempty"`
 
-	CID    uint32 `json:"cid,omitempty"`   // 0 with hybrid vsock
-	Accel  Accel  `json:"accel,omitempty"` // what it runs with
-	CPUs   uint32 `json:"cpus"`
-	Memory uint64 `json:"memory"`
+	Hypervisor string `json:"hypervisor"`
+	Accel      Accel  `json:"accel"`         // what it runs with
+	CID        uint32 `json:"cid,omitempty"` // 0 with hybrid vsock
+	CPUs       uint32 `json:"cpus"`
+	Memory     uint64 `json:"memory"`
+	Slots      int    `json:"slots"`
 }
 
 // Save implements sandbox.Sandbox.
@@ -188,7 +190,13 @@ func (p *pod) died(role string, e pidfd.Exit) {
 		}
 		return
 	}
-	if p.end(sandbox.Exit{Status: e.Status, At: e.At}) {
+	p.mu.Lock()
+	stopped := p.state.Stopped
+	p.mu.Unlock()
+	if stopped { // that it was killed is no failure
+		e.Status = 0
+	}
+	if p.end(sandbox.Exit{Status: e.Status, At: e.At}) && !stopped {
 		p.report(role, e)
 	}
 	p.fell()
@@ -241,20 +249,20 @@ func (p *pod) Stop(ctx context.Context) error {
 	p.mu.Lock()
 	p.state.Stopped = true
 	p.mu.Unlock()
-	// Before the processes are: their end is no failure then.
-	p.end(sandbox.Exit{At: time.Now()})
 	if err := p.clear(ctx); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
+	p.end(sandbox.Exit{At: time.Now()})
 	return nil
 }
 
 // Delete implements sandbox.Sandbox.
 func (p *pod) Delete(ctx context.Context) error {
-	if err := p.clear(ctx); err != nil {
+	if err := errors.Join(p.clear(ctx), p.removeShare()); err != nil {
 		return fmt.Errorf("delete pod %s: %w", p.id, err)
 	}
-	return errors.Join(p.removeShare(), os.RemoveAll(p.vm))
+	p.end(sandbox.Exit{At: time.Now()})
+	return nil
 }
 
 // clear ends all that runs. What the pod's containers have on this host stays

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -72,17 +71,4 @@ func (p *proc) kill(ctx context.Context) error {
 		return fmt.Errorf("kill process %d: %w", p.Pid, err)
 	}
 	return p.wait(ctx)
-}
-
-// within gives the process some time to end by itself, and kills it then.
-func (p *proc) within(ctx context.Context, patience time.Duration) error {
-	t := time.NewTimer(patience)
-	defer t.Stop()
-	select {
-	case <-p.done:
-		return nil
-	case <-t.C:
-	case <-ctx.Done():
-	}
-	return p.kill(ctx)
 }

@@ -62,13 +62,10 @@ func (p *pod) boot(ctx context.Context) error {
 	defer console.close()
 	c.Console = console.out
 
-	var link *link
-	defer func() { link.close() }()
+	var l link
+	defer l.close()
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		link, err = p.wire(gctx)
-		return err
-	})
+	g.Go(func() error { return p.wire(gctx, &l) })
 	g.Go(func() (err error) {
 		c.Shares, err = p.share(gctx)
 		return err
@@ -77,16 +74,16 @@ func (p *pod) boot(ctx context.Context) error {
 		return err
 	}
 	fpShared.Hit()
-	c.Vsock = link.device
+	c.Vsock = l.device
 	vm, err := p.driver.Start(ctx, c)
 	if err != nil {
 		return err
 	}
 	fpVMM.Hit()
 	p.mu.Lock()
-	p.control, p.transport = vm, link.transport
+	p.control, p.transport = vm, l.transport
 	p.mu.Unlock()
-	if err := p.greet(ctx, link.hello); err != nil {
+	if err := p.greet(ctx, l.hello); err != nil {
 		return fmt.Errorf("%w%s%s", err, p.tail(roleVMM), console.tail())
 	}
 	fpHello.Hit()

@@ -23,9 +23,6 @@ type link struct {
 
 // close closes what a machine that runs has its own of.
 func (l *link) close() {
-	if l == nil {
-		return
-	}
 	for _, f := range []*os.File{l.device.Vhost, l.device.User} {
 		if f != nil {
 			f.Close()
@@ -36,30 +33,25 @@ func (l *link) close() {
 	}
 }
 
-// wire makes the guest's vsock, and listens for its hello.
-func (p *pod) wire(ctx context.Context) (_ *link, err error) {
-	l := &link{}
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
+// wire makes the guest's vsock, and listens for its hello. The caller closes l,
+// also on error.
+func (p *pod) wire(ctx context.Context, l *link) (err error) {
 	if p.driver.Needs().Vsock && p.byKernel() {
-		return l, p.claim(ctx, l)
+		return p.claim(ctx, l)
 	}
 	// All that says hello to a guest's own socket is that guest.
 	h := hybrid{p.socket(socketVsock)}
-	if l.hello, err = h.Listen(helloPort); err != nil {
-		return nil, fmt.Errorf("listen for the guest's agent: %w", err)
-	}
 	l.transport = h
-	if !p.driver.Needs().Vsock {
-		l.device = Vsock{CID: hybridCID, Path: socketVsock}
-		return l, nil
+	if l.hello, err = h.Listen(helloPort); err != nil {
+		return fmt.Errorf("listen for the guest's agent: %w", err)
 	}
 	l.device.CID = hybridCID
+	if !p.driver.Needs().Vsock {
+		l.device.Path = socketVsock
+		return nil
+	}
 	l.device.User, err = p.vsockDaemon(ctx)
-	return l, err
+	return err
 }
 
 // byKernel says whether the kernel is to serve the guest's vsock.
