@@ -278,7 +278,7 @@ func (p *pod) clear(ctx context.Context) error {
 	if err := p.kill(ctx); err != nil {
 		return err
 	}
-	return cgroup.Remove(p.group)
+	return errors.Join(p.part(), cgroup.Remove(p.group))
 }
 
 // running is an error for a pod that takes no calls.

@@ -64,7 +64,12 @@ func (p *pod) boot(ctx context.Context) error {
 
 	var l link
 	defer l.close()
+	defer func() { release(c.NICs) }()
 	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		c.NICs, err = p.join()
+		return err
+	})
 	g.Go(func() error { return p.wire(gctx, &l) })
 	g.Go(func() (err error) {
 		c.Shares, err = p.share(gctx)
