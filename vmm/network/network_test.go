@@ -109,6 +109,14 @@ func TestScanRefuses(t *testing.T) {
 	}
 }
 
+func TestScanRefusesOneMACTwice(t *testing.T) {
+	b := newBed(t)
+	b.addVeth(t, "net1", podMAC, nil, nil)
+	if _, err := Scan(b.pod); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "eth0 and net1") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestEthernet(t *testing.T) {
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	for _, c := range []struct {

@@ -31,12 +31,27 @@ func Scan(netns string) ([]Interface, error) {
 			}
 			found = append(found, i)
 		}
+		if err := distinct(found); err != nil {
+			return err
+		}
 		return fill(h, found)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read network of %s: %w", netns, err)
 	}
 	return found, nil
+}
+
+// distinct is an error for interfaces that a guest could not tell apart.
+func distinct(all []Interface) error {
+	names := map[string]string{}
+	for _, i := range all {
+		if other, ok := names[i.MAC]; ok {
+			return fmt.Errorf("interfaces %s and %s have one MAC, %s (ipvlan does so; a virtual machine needs veth or macvlan): %w", other, i.Name, i.MAC, errdefs.ErrFailedPrecondition)
+		}
+		names[i.MAC] = i.Name
+	}
+	return nil
 }
 
 // links are those of a pod, in the order of their making.
