@@ -32,7 +32,7 @@ func TestRegister(t *testing.T) {
 	if r := after[tasks.Stock]; !slices.Contains(r.Requires, plugins.SandboxControllerPlugin) {
 		t.Errorf("%s starts without the sandboxers: it requires %v", tasks.Stock, r.Requires)
 	}
-	for _, uri := range []string{"io.containerd.sandbox.controller.v1.runc", "io.containerd.kuasar.v1.worker"} {
+	for _, uri := range []string{"io.containerd.sandbox.controller.v1.runc", "io.containerd.sandbox.controller.v1.vmm", "io.containerd.kuasar.v1.worker"} {
 		if _, found := after[uri]; !found {
 			t.Errorf("plugin %s is not registered", uri)
 		}

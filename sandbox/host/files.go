@@ -68,7 +68,7 @@ func MakeShm(dir string, config *runtime.PodSandboxConfig) error {
 }
 
 // RemoveShm unmounts /dev/shm. Idempotent.
-func RemoveShm(dir string) error { return unmount(filepath.Join(dir, "shm")) }
+func RemoveShm(dir string) error { return Unmount(filepath.Join(dir, "shm")) }
 
 // Passable says whether any user may pass through dir and all above it, as the
 // root of a user namespace must to reach a root file system in it.

@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unmount takes every mount off path, also what is stacked on it. A path that
+// Unmount takes every mount off path, also what is stacked on it. A path that
 // is no mount point, or is not there, is no error. Never follows a symlink in
 // the last part.
-func unmount(path string) error {
+func Unmount(path string) error {
 	for {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		switch {

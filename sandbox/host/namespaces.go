@@ -134,7 +134,7 @@ func PinOwner(dir, netns string) error {
 func Unpin(dir string) error {
 	var errs []error
 	for _, t := range pinned {
-		errs = append(errs, unmount(Pinned(dir, t)))
+		errs = append(errs, Unmount(Pinned(dir, t)))
 		fpUnpin.Hit()
 	}
 	return errors.Join(errs...)
@@ -146,7 +146,7 @@ func bind(source, target string) error {
 		return err
 	}
 	f.Close()
-	if err := unmount(target); err != nil { // of a start that crashed
+	if err := Unmount(target); err != nil { // of a start that crashed
 		return err
 	}
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {

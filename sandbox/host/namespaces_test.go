@@ -85,7 +85,7 @@ func newNetNS(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unmount(path); err != nil {
+		if err := Unmount(path); err != nil {
 			t.Error(err)
 		}
 	})

@@ -32,6 +32,12 @@ func Bundle(dir, id string) string { return filepath.Join(dir, "containers", id)
 // namespace, whose root must get through to the rootfs; it may be nil. On error
 // nothing is left.
 func MakeBundle(ctx context.Context, dir, id string, s *specs.Spec, rootfs []mount.Mount, user *IDMap) (path string, err error) {
+	return MakeBundleSeen(ctx, dir, dir, id, s, rootfs, user)
+}
+
+// MakeBundleSeen is MakeBundle for an agent that has dir at seen: s.Root.Path
+// becomes what that agent sees.
+func MakeBundleSeen(ctx context.Context, dir, seen, id string, s *specs.Spec, rootfs []mount.Mount, user *IDMap) (path string, err error) {
 	if err := identifiers.Validate(id); err != nil {
 		return "", err
 	}
@@ -52,11 +58,12 @@ func MakeBundle(ctx context.Context, dir, id string, s *specs.Spec, rootfs []mou
 		}
 	}()
 	if len(rootfs) > 0 {
-		s.Root.Path = filepath.Join(path, "rootfs")
-		if err := os.Mkdir(s.Root.Path, 0o711); err != nil {
+		s.Root.Path = filepath.Join(Bundle(seen, id), "rootfs")
+		target := filepath.Join(path, "rootfs")
+		if err := os.Mkdir(target, 0o711); err != nil {
 			return "", fmt.Errorf("make bundle of container %s: %w", id, err)
 		}
-		if err := mount.All(rootfs, s.Root.Path); err != nil {
+		if err := mount.All(rootfs, target); err != nil {
 			return "", fmt.Errorf("mount the rootfs of container %s: %w", id, err)
 		}
 		fpRootfs.Hit()
@@ -103,7 +110,7 @@ func RemoveBundle(dir, id string) error {
 	}
 	path := Bundle(dir, id)
 	rootfs := filepath.Join(path, "rootfs")
-	if err := unmount(rootfs); err != nil {
+	if err := Unmount(rootfs); err != nil {
 		return fmt.Errorf("release rootfs of container %s: %w", id, err)
 	}
 	fpUnmount.Hit()

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 )
@@ -123,7 +124,7 @@ func environ(all []string, first bool) []string {
 // out of the daemon's cgroup, and has the kernel kill it only after the
 // daemon when memory runs out. Idempotent.
 func (w *Worker) settle(pid int) error {
-	if err := place(pid, w.cfg.Cgroup); err != nil {
+	if err := cgroup.Place(pid, w.cfg.Cgroup); err != nil {
 		return fmt.Errorf("move worker %d to cgroup %s: %w", pid, w.cfg.Cgroup, err)
 	}
 	if err := yield(pid); err != nil {
@@ -144,7 +145,8 @@ func yield(pid int) error {
 		return err
 	}
 	const most = 1000 // OOM_SCORE_ADJ_MAX of the kernel
-	return writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), strconv.Itoa(min(score+1, most)))
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	return os.WriteFile(path, strconv.AppendInt(nil, int64(min(score+1, most)), 10), 0)
 }
 
 // await reads the worker's word that it listens.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
@@ -62,14 +62,8 @@ func (b *bench) clean() {
 	if err := os.RemoveAll(b.dir); err != nil {
 		b.Error(err)
 	}
-	found, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, h := range hierarchies(string(found)) {
-		if err := os.Remove(filepath.Join(h.path, group)); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
-			b.Error(err)
-		}
+	if err := cgroup.Remove(group); err != nil && !errors.Is(err, unix.EBUSY) {
+		b.Error(err)
 	}
 }
 
@@ -176,7 +170,7 @@ func TestWorkerLeavesTheDaemonsCgroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := os.ReadFile("/proc/self/mountinfo")
+	hierarchies, err := cgroup.Hierarchies()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +180,7 @@ func TestWorkerLeavesTheDaemonsCgroups(t *testing.T) {
 			inside++
 		}
 	}
-	if all := len(hierarchies(string(found))); inside != all || all == 0 {
+	if all := len(hierarchies); inside != all || all == 0 {
 		t.Errorf("in %d of %d hierarchies:\n%s", inside, all, text)
 	}
 	session, err := unix.Getsid(int(pid))
@@ -416,25 +410,6 @@ func TestEnvironment(t *testing.T) {
 	}
 	if got := environ(all, false); !slices.Equal(got, []string{"PATH=/bin", "KUASAR=1"}) {
 		t.Errorf("of the next: %q", got)
-	}
-}
-
-func TestHierarchies(t *testing.T) {
-	const mounts = `25 1 0:5 / /proc rw - proc proc rw
-30 1 0:26 / /sys/fs/cgroup/cpuset rw,relatime shared:9 - cgroup cgroup rw,cpuset
-31 1 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
-32 1 0:28 / /sys/fs/cgroup/uni\040fied rw - cgroup2 cgroup2 rw,nsdelegate
-33 1 0:27 / /mnt/again rw - cgroup cgroup rw,xattr,name=systemd
-34 1 0:29 /box/pod /mnt/part rw - cgroup cgroup rw,memory
-35 1 0:29 /box /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
-broken
-`
-	want := []hierarchy{
-		{"/sys/fs/cgroup/cpuset", true}, {"/sys/fs/cgroup/systemd", false},
-		{"/sys/fs/cgroup/uni fied", false}, {"/sys/fs/cgroup/memory", false},
-	}
-	if got := hierarchies(mounts); !slices.Equal(got, want) {
-		t.Errorf("got %+v", got)
 	}
 }
 

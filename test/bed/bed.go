@@ -29,6 +29,7 @@ const (
 	Stock = "runc"        // containerd's shim and pause container
 	Runc  = "kuasar-runc" // the runc sandboxer
 	Wasm  = "kuasar-wasm" // the wasm sandboxer; pods may choose any engine
+	VMM   = "kuasar-vmm"  // the vmm sandboxer: see RequireVMM
 )
 
 // Options say how a bed differs from the usual one. The zero value is usual.

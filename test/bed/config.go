@@ -2,8 +2,10 @@ package bed
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"text/template"
 
@@ -85,6 +87,16 @@ imports = []
       disable_pause_image_pull = true
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm.options]
         engines = ['wazero', 'wasmtime', 'wasmedge']
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-vmm]
+      runtime_type = 'io.containerd.kuasar.v1'
+      sandboxer = 'vmm'
+      disable_pause_image_pull = true
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-vmm.options]
+        accel = '{{.Accel}}'
+        memory = 128
+        kernel = '{{.Guest}}/vmlinuz'
+        initrd = '{{.Guest}}/initramfs.cpio'
+        {{with .Vsock}}vsock_path = '{{.}}'{{end}}
 
 {{.Extra}}
 `))
@@ -129,9 +141,11 @@ func (b *Bed) configure() error {
 	if len(shim) > maxShim {
 		shim = ""
 	}
+	vsock, _ := exec.LookPath("vhost-device-vsock") // the daemon has another PATH
 	var config bytes.Buffer
 	err := configuration.Execute(&config, map[string]string{
 		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
+		"Guest": b.Path("build/guest"), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
 	})
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)

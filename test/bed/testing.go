@@ -63,6 +63,26 @@ func HasEngine(name string) bool {
 	return err == nil
 }
 
+// RequireVMM skips a test where no virtual machine can be.
+func RequireVMM(t testing.TB) {
+	t.Helper()
+	Require(t)
+	root, err := findRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"vmlinuz", "initramfs.cpio"} {
+		if _, err := os.Stat(filepath.Join(root, "build/guest", file)); err != nil {
+			t.Skipf("needs build/guest/%s (make guest)", file)
+		}
+	}
+	for _, program := range []string{"qemu-system-x86_64", "vhost-device-vsock"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s (hack/install)", program)
+		}
+	}
+}
+
 // raceBinary is the daemon that is tested, built with the race detector.
 const raceBinary = "build/race/containerd-kuasar"
 

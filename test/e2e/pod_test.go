@@ -15,42 +15,42 @@ import (
 )
 
 // TestCrictl goes through a pod's life as a person does.
-func TestCrictl(t *testing.T) {
-	each(t, func(t *testing.T, n *fixture) {
-		config := n.PodConfig()
-		podFile := writeJSON(t, "pod.json", config)
-		pod := n.crictl("runp", "--runtime", n.handler, podFile)
-		contains(t, "pods", n.crictl("pods", "--no-trunc", "--state", "ready"), pod, config.Metadata.Name, n.handler)
-		contains(t, "inspectp", n.crictl("inspectp", pod), `"state": "SANDBOX_READY"`, `"runtimeHandler": "`+n.handler+`"`)
+func TestCrictl(t *testing.T) { each(t, crictlLife) }
 
-		containerFile := writeJSON(t, "container.json", &runtime.ContainerConfig{
-			Metadata: &runtime.ContainerMetadata{Name: "hello"},
-			Image:    &runtime.ImageSpec{Image: images.Busybox},
-			Command:  []string{"sh", "-c", "echo hello; sleep 100000"},
-			LogPath:  "hello.log",
-		})
-		container := n.crictl("create", pod, containerFile, podFile)
-		contains(t, "ps", n.crictl("ps", "--no-trunc", "--state", "created"), container)
-		equal(t, "start", n.crictl("start", container), container)
-		contains(t, "ps", n.crictl("ps", "--no-trunc", "--state", "running"), container, "hello")
-		equal(t, "exec", n.crictl("exec", container, "echo", "from exec"), "from exec")
-		contains(t, "inspect", n.crictl("inspect", container), `"state": "CONTAINER_RUNNING"`)
-		c := bed.Container{Pod: &bed.Pod{Config: config}, Config: &runtime.ContainerConfig{LogPath: "hello.log"}}
-		n.must(c.AwaitLog(n.ctx, "hello"))
-		equal(t, "logs", n.crictl("logs", container), "hello")
-		contains(t, "stats", n.crictl("stats", "--id", container), "hello")
-		contains(t, "statsp", n.crictl("statsp", "--id", pod), config.Metadata.Name)
+func crictlLife(t *testing.T, n *fixture) {
+	config := n.PodConfig()
+	podFile := writeJSON(t, "pod.json", config)
+	pod := n.crictl("runp", "--runtime", n.handler, podFile)
+	contains(t, "pods", n.crictl("pods", "--no-trunc", "--state", "ready"), pod, config.Metadata.Name, n.handler)
+	contains(t, "inspectp", n.crictl("inspectp", pod), `"state": "SANDBOX_READY"`, `"runtimeHandler": "`+n.handler+`"`)
 
-		n.crictl("stop", "--timeout", "0", container)
-		contains(t, "ps", n.crictl("ps", "--all", "--no-trunc", "--state", "exited"), container)
-		n.crictl("rm", container)
-		n.crictl("stopp", pod)
-		contains(t, "pods", n.crictl("pods", "--no-trunc", "--state", "notready"), pod)
-		n.crictl("rmp", pod)
-		if pods := n.crictl("pods", "--quiet"); pods != "" {
-			t.Errorf("pods left: %s", pods)
-		}
+	containerFile := writeJSON(t, "container.json", &runtime.ContainerConfig{
+		Metadata: &runtime.ContainerMetadata{Name: "hello"},
+		Image:    &runtime.ImageSpec{Image: images.Busybox},
+		Command:  []string{"sh", "-c", "echo hello; sleep 100000"},
+		LogPath:  "hello.log",
 	})
+	container := n.crictl("create", pod, containerFile, podFile)
+	contains(t, "ps", n.crictl("ps", "--no-trunc", "--state", "created"), container)
+	equal(t, "start", n.crictl("start", container), container)
+	contains(t, "ps", n.crictl("ps", "--no-trunc", "--state", "running"), container, "hello")
+	equal(t, "exec", n.crictl("exec", container, "echo", "from exec"), "from exec")
+	contains(t, "inspect", n.crictl("inspect", container), `"state": "CONTAINER_RUNNING"`)
+	c := bed.Container{Pod: &bed.Pod{Config: config}, Config: &runtime.ContainerConfig{LogPath: "hello.log"}}
+	n.must(c.AwaitLog(n.ctx, "hello"))
+	equal(t, "logs", n.crictl("logs", container), "hello")
+	contains(t, "stats", n.crictl("stats", "--id", container), "hello")
+	contains(t, "statsp", n.crictl("statsp", "--id", pod), config.Metadata.Name)
+
+	n.crictl("stop", "--timeout", "0", container)
+	contains(t, "ps", n.crictl("ps", "--all", "--no-trunc", "--state", "exited"), container)
+	n.crictl("rm", container)
+	n.crictl("stopp", pod)
+	contains(t, "pods", n.crictl("pods", "--no-trunc", "--state", "notready"), pod)
+	n.crictl("rmp", pod)
+	if pods := n.crictl("pods", "--quiet"); pods != "" {
+		t.Errorf("pods left: %s", pods)
+	}
 }
 
 func writeJSON(t testing.TB, name string, value any) string {

@@ -1,4 +1,4 @@
-package worker
+package cgroup
 
 import (
 	"bytes"
@@ -9,18 +9,20 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 )
 
-// place moves a process into the cgroup name, counted from the root, of every
+// Place moves a process into the cgroup name, counted from the root, of every
 // hierarchy: the one of v2, or each of v1's, systemd's named one included, by
-// which a service's processes are found and killed.
-func place(pid int, name string) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+// which a service's processes are found and killed. The cgroup is made where
+// there is none.
+func Place(pid int, name string) error {
+	all, err := mounted()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, h := range hierarchies(string(b)) {
+	for _, h := range all {
 		dir := filepath.Join(h.path, name)
 		if err := makeCgroup(dir, h); err != nil {
 			errs = append(errs, err)
@@ -29,6 +31,39 @@ func place(pid int, name string) error {
 		errs = append(errs, writeFile(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)))
 	}
 	return errors.Join(errs...)
+}
+
+// Remove removes a cgroup that Place made, in every hierarchy. It must be empty.
+// Idempotent.
+func Remove(name string) error {
+	all, err := mounted()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, h := range all {
+		if err := os.Remove(filepath.Join(h.path, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mounted are the hierarchies. A host with many pods has many mounts: they are
+// read once.
+var mounted = sync.OnceValues(func() ([]hierarchy, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	return hierarchies(string(b)), err
+})
+
+// Hierarchies are where the trees of cgroups are mounted.
+func Hierarchies() ([]string, error) {
+	all, err := mounted()
+	paths := make([]string, len(all))
+	for i, h := range all {
+		paths[i] = h.path
+	}
+	return paths, err
 }
 
 // hierarchy is a mounted tree of cgroups.

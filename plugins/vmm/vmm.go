@@ -1,0 +1,53 @@
+// Package vmm registers the sandboxer "vmm": pods in virtual machines.
+package vmm
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/containerd/plugin"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/plugins/sandboxer"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm/qemu"
+)
+
+// Config of the plugin: options, by the keys that a handler's have, of handlers
+// that do not set them.
+type Config map[string]any
+
+func init() {
+	sandboxer.Register(sandboxer.Registration{Name: "vmm", Config: &Config{}, Backend: open})
+}
+
+// drivers are all there are. Whether a node has what a VMM needs is said to the
+// pods that want it.
+func drivers() map[string]vmm.Driver {
+	return map[string]vmm.Driver{"qemu": qemu.Driver{}}
+}
+
+func open(ic *plugin.InitContext, dir string) (sandbox.Backend, error) {
+	defaults, err := ic.Config.(*Config).defaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	reaper, err := pidfd.NewReaper()
+	if err != nil {
+		return nil, err
+	}
+	return &vmm.Backend{Drivers: drivers(), Defaults: defaults, Reaper: reaper, Prove: qemu.NewProver(dir).Prove}, nil
+}
+
+func (c *Config) defaults() (vmm.Options, error) {
+	text, err := toml.Marshal(*c)
+	if err != nil {
+		return vmm.Options{}, fmt.Errorf("configuration: %w", err)
+	}
+	return vmm.Defaults().With(text)
+}

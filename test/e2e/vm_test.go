@@ -1,0 +1,55 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
+)
+
+// vm is a bed for pods in virtual machines.
+func vm(t *testing.T) *fixture {
+	t.Helper()
+	bed.RequireVMM(t)
+	return on(t, newBed(t, bed.Options{}), bed.VMM)
+}
+
+// A pod in a virtual machine is like any other to people.
+func TestCrictlVM(t *testing.T) { crictlLife(t, vm(t)) }
+
+// A machine without a container: it starts, costs something, and goes.
+func TestPodVM(t *testing.T) {
+	n := vm(t)
+	p := n.pod(nil)
+	status, err := p.Status(n.ctx)
+	n.must(err)
+	equal(t, "state", status.State.String(), "SANDBOX_READY")
+	n.must(n.Stop(n.ctx))
+	n.must(n.Start(n.ctx))
+	status, err = p.Status(n.ctx)
+	n.must(err)
+	equal(t, "state after a restart of the daemon", status.State.String(), "SANDBOX_READY")
+	n.must(p.Remove(n.ctx))
+}
+
+// What a pod asks for and no machine has is refused, and said with the remedy.
+func TestBadVM(t *testing.T) {
+	n := vm(t)
+	for says, change := range map[string]func(*runtime.PodSandboxConfig){
+		"the operator decides": func(c *runtime.PodSandboxConfig) {
+			c.Annotations = map[string]string{"vmm.kuasar.io/memory": "512"}
+		},
+		"host's network": func(c *runtime.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
+		},
+		"beyond what a machine has": func(c *runtime.PodSandboxConfig) {
+			c.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 1 << 50}
+		},
+	} {
+		if _, err := n.RunPod(n.ctx, n.handler, change); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q is not in %v", says, err)
+		}
+	}
+}

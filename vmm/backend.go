@@ -1,0 +1,210 @@
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
+)
+
+// Backend implements sandbox.Backend.
+type Backend struct {
+	// Drivers by the name that the option hypervisor has.
+	Drivers map[string]Driver
+
+	// Defaults are the options of a handler that sets none.
+	Defaults Options
+
+	// Reaper follows the pods' processes, which are children of this daemon or
+	// were of an earlier one.
+	Reaper *pidfd.Reaper
+
+	// Prove says whether KVM boots a guest here, for Auto. It may take some
+	// seconds the first time; nil is no.
+	Prove func(ctx context.Context, c Config) bool
+
+	hub hub
+}
+
+var _ sandbox.Backend = (*Backend)(nil)
+
+// Create implements sandbox.Backend.
+func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	p, err := b.create(ctx, spec)
+	if err != nil {
+		return nil, fmt.Errorf("create pod %s: %w", spec.ID, err)
+	}
+	return p, nil
+}
+
+func (b *Backend) create(ctx context.Context, spec sandbox.Spec) (*pod, error) {
+	p := b.pod(spec)
+	var err error
+	if p.opts, err = parse(spec.Options.TOML, spec.Config.GetAnnotations(), b.Defaults); err != nil {
+		return nil, err
+	}
+	if p.driver, err = b.driver(p.opts.Hypervisor); err != nil {
+		return nil, err
+	}
+	p.config = spec.Config
+	return p, p.plan(ctx)
+}
+
+func (b *Backend) driver(hypervisor string) (Driver, error) {
+	d, ok := b.Drivers[hypervisor]
+	if !ok {
+		return nil, invalid("hypervisor = %q: there are %s", hypervisor, list(slices.Sorted(maps.Keys(b.Drivers))))
+	}
+	return d, nil
+}
+
+func (b *Backend) pod(spec sandbox.Spec) *pod {
+	group := ""
+	if parent := spec.Config.GetLinux().GetCgroupParent(); parent != "" {
+		group = host.CgroupPath(parent, spec.ID)
+	}
+	return &pod{
+		backend: b, id: spec.ID, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
+		group: host.Cgroup(group, spec.ID, false), saved: spec.Saved,
+		over: make(chan struct{}), dialing: make(chan struct{}, 1),
+		procs: map[string]*proc{}, state: state{Processes: map[string]Process{}},
+	}
+}
+
+// plan checks what the pod asks for, and sizes its machine.
+func (p *pod) plan(ctx context.Context) error {
+	linux := p.config.GetLinux()
+	ns := linux.GetSecurityContext().GetNamespaceOptions()
+	for what, mode := range map[string]runtime.NamespaceMode{"network": ns.GetNetwork(), "ipc": ns.GetIpc(), "pid": ns.GetPid()} {
+		if mode == runtime.NamespaceMode_NODE {
+			return invalid("the pod asks for the host's %s namespace: a virtual machine has its own: leave that out, or use another runtime handler", what)
+		}
+	}
+	r := linux.GetResources()
+	cpus, memory, err := p.opts.size(limits{memory: r.GetMemoryLimitInBytes(), quota: r.GetCpuQuota(), period: r.GetCpuPeriod()})
+	if err != nil {
+		return err
+	}
+	p.state.Hypervisor, p.state.Accel = p.opts.Hypervisor, p.opts.Accel
+	p.state.CPUs, p.state.Memory, p.state.Slots = cpus, memory, p.opts.Slots
+	if err := p.find(); err != nil {
+		return err
+	}
+	return p.driver.Check(ctx, p.machine())
+}
+
+// find looks for what the machine needs of this host, so that it is not a
+// failed start that tells what is missing.
+func (p *pod) find() error {
+	for option, path := range map[string]string{"kernel": p.opts.Kernel, "initrd": p.opts.Initrd} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("%s = %q: %w: build the guest with make guest, or set the option: %w", option, path, err, errdefs.ErrUnavailable)
+		}
+	}
+	needs := p.driver.Needs()
+	if needs.Share {
+		if _, err := p.virtiofsd(); err != nil {
+			return err
+		}
+	}
+	if !needs.Vsock {
+		return nil
+	}
+	if p.byKernel() {
+		_, err := os.Stat(vhostVsock)
+		if err != nil {
+			err = fmt.Errorf("vsock = %q: %w: load the kernel's module vhost_vsock: %w", p.opts.Vsock, err, errdefs.ErrUnavailable)
+		}
+		return err
+	}
+	_, err := p.vhostDeviceVsock()
+	return err
+}
+
+// machine is the pod's without what is open: files and processes.
+func (p *pod) machine() Config {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Config{
+		ID: p.id, Dir: p.vm,
+		VMM: p.opts.Path, Machine: p.opts.Machine, Accel: p.state.Accel,
+		Kernel: p.opts.Kernel, Initrd: p.opts.Initrd, Cmdline: p.opts.KernelParams,
+		CPUs: p.state.CPUs, Memory: p.state.Memory, Slots: p.state.Slots,
+	}
+}
+
+// Restore implements sandbox.Backend. The pod runs if its VMM and helpers do,
+// whatever its handler's options are by now.
+func (b *Backend) Restore(ctx context.Context, spec sandbox.Spec, saved json.RawMessage) (sandbox.Sandbox, error) {
+	p := b.pod(spec)
+	if len(saved) > 0 {
+		if err := json.Unmarshal(saved, &p.state); err != nil {
+			return nil, fmt.Errorf("restore pod %s: %w: %w", spec.ID, err, errdefs.ErrDataLoss)
+		}
+	}
+	if p.state.Boot != record.Boot() {
+		p.end(unknown())
+		return p, nil
+	}
+	if err := p.reopen(ctx); err != nil {
+		return nil, fmt.Errorf("restore pod %s: %w", spec.ID, err)
+	}
+	return p, nil
+}
+
+// reopen takes up the processes of an earlier daemon's pod. What is missing ends
+// the others.
+func (p *pod) reopen(ctx context.Context) error {
+	lives := p.state.Started
+	for role, q := range p.state.Processes {
+		err := p.take(role, q)
+		if errdefs.IsNotFound(err) {
+			lives = false
+			continue
+		}
+		if err != nil {
+			p.leave()
+			return fmt.Errorf("%s: %w", role, err)
+		}
+	}
+	switch {
+	case p.state.Stopped:
+		p.fell()
+		p.end(sandbox.Exit{At: time.Now()})
+		return nil
+	case !lives:
+		p.fell()
+		p.end(unknown())
+		return nil
+	}
+	p.transport = p.link()
+	var err error
+	if p.driver, err = p.backend.driver(p.state.Hypervisor); err == nil {
+		p.control, err = p.driver.Attach(ctx, p.machine())
+	}
+	if err != nil {
+		p.leave()
+		return err
+	}
+	select {
+	case <-p.over: // meanwhile, and not all were known then
+		p.fell()
+	default:
+	}
+	return nil
+}
+
+// unknown is the end of a pod that nobody saw.
+func unknown() sandbox.Exit { return sandbox.Exit{Status: pidfd.UnknownStatus, At: time.Now()} }

@@ -1,0 +1,59 @@
+package vmm
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/containerd-kuasar/containerd-kuasar/vmm/network"
+)
+
+// queues of an interface: more need as many CPUs in the guest.
+const queues = 1
+
+// join makes a tap for each interface of the pod's network namespace. The caller
+// releases them once the VMM has them. On error clear gives back what is joined.
+func (p *pod) join() (nics []NIC, err error) {
+	if p.netns == "" {
+		return nil, nil
+	}
+	found, err := network.Scan(p.netns)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			release(nics)
+		}
+	}()
+	for _, i := range found {
+		mac, err := net.ParseMAC(i.MAC)
+		if err != nil {
+			return nics, fmt.Errorf("interface %s: %w", i.Name, err)
+		}
+		taps, err := network.Join(p.netns, i, queues)
+		if err != nil {
+			return nics, err
+		}
+		nics = append(nics, NIC{ID: "net" + strconv.Itoa(i.Index), MAC: mac, MTU: i.MTU, Tap: taps[0], More: taps[1:]})
+	}
+	return nics, nil
+}
+
+// part gives the interfaces back, when the VMM is gone: CNI removes them.
+func (p *pod) part() error {
+	if p.netns == "" {
+		return nil
+	}
+	return network.Part(p.netns)
+}
+
+// release closes this process's files of taps.
+func release(nics []NIC) {
+	for _, n := range nics {
+		n.Tap.Close()
+		for _, f := range n.More {
+			f.Close()
+		}
+	}
+}

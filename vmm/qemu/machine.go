@@ -1,0 +1,140 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/digitalocean/go-qemu/qmp"
+
+	"github.com/containerd-kuasar/containerd-kuasar/vmm"
+)
+
+// machine implements vmm.VM and what is optional.
+type machine struct {
+	path  string        // of the control socket
+	slots int           // for what is plugged
+	turn  chan struct{} // holds a token while there is a session: QEMU has one at a time
+}
+
+var (
+	_ vmm.VM          = (*machine)(nil)
+	_ vmm.DiskPlugger = (*machine)(nil)
+	_ vmm.NICPlugger  = (*machine)(nil)
+)
+
+func newMachine(c vmm.Config) *machine {
+	return &machine{path: filepath.Join(c.Dir, "qmp"), slots: c.Slots, turn: make(chan struct{}, 1)}
+}
+
+// do runs f with a session.
+func (m *machine) do(ctx context.Context, what string, f func(*session) error) error {
+	select {
+	case m.turn <- struct{}{}:
+		defer func() { <-m.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	}
+	s, err := open(ctx, m.path)
+	if err == nil {
+		err = errors.Join(f(s), s.close())
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// Shutdown implements vmm.VM.
+func (m *machine) Shutdown(ctx context.Context) error {
+	return m.do(ctx, "end QEMU", func(s *session) error { return s.run(ctx, "quit", nil, nil) })
+}
+
+// table is a JSON object.
+type table map[string]any
+
+// PlugDisk implements vmm.DiskPlugger.
+func (m *machine) PlugDisk(ctx context.Context, d vmm.Disk) error {
+	return m.do(ctx, "plug disk "+d.ID, func(s *session) error {
+		node := table{"driver": "raw", "node-name": d.ID, "read-only": d.ReadOnly,
+			"file": table{"driver": protocol(d.Path), "filename": d.Path, "locking": "off"}}
+		if err := s.run(ctx, "blockdev-add", node, nil); err != nil {
+			return err
+		}
+		err := s.plug(ctx, m.slots, table{"driver": "virtio-blk-pci", "drive": d.ID, "id": d.ID, "serial": d.ID})
+		if err != nil {
+			err = errors.Join(err, s.run(ctx, "blockdev-del", table{"node-name": d.ID}, nil))
+		}
+		return err
+	})
+}
+
+// UnplugDisk implements vmm.DiskPlugger.
+func (m *machine) UnplugDisk(ctx context.Context, id string) error {
+	return m.do(ctx, "unplug disk "+id, func(s *session) error {
+		if err := s.unplug(ctx, id); err != nil {
+			return err
+		}
+		return s.run(ctx, "blockdev-del", table{"node-name": id}, nil)
+	})
+}
+
+// PlugNIC implements vmm.NICPlugger.
+func (m *machine) PlugNIC(ctx context.Context, n vmm.NIC) error {
+	if len(n.More) > 0 {
+		return fmt.Errorf("plug interface %s: more than one queue: %w", n.ID, errdefs.ErrNotImplemented)
+	}
+	return m.do(ctx, "plug interface "+n.ID, func(s *session) error {
+		name := "tap-" + n.ID
+		if err := s.run(ctx, "getfd", table{"fdname": name}, nil, n.Tap); err != nil {
+			return err
+		}
+		if err := s.run(ctx, "netdev_add", table{"type": "tap", "id": n.ID, "fd": name}, nil); err != nil {
+			return errors.Join(err, s.run(ctx, "closefd", table{"fdname": name}, nil))
+		}
+		device := table{"driver": "virtio-net-pci", "netdev": n.ID, "id": n.ID, "mac": n.MAC.String(), "romfile": ""}
+		if n.MTU > 0 {
+			device["host_mtu"] = n.MTU
+		}
+		err := s.plug(ctx, m.slots, device)
+		if err != nil {
+			err = errors.Join(err, s.run(ctx, "netdev_del", table{"id": n.ID}, nil))
+		}
+		return err
+	})
+}
+
+// UnplugNIC implements vmm.NICPlugger.
+func (m *machine) UnplugNIC(ctx context.Context, id string) error {
+	return m.do(ctx, "unplug interface "+id, func(s *session) error {
+		if err := s.unplug(ctx, id); err != nil {
+			return err
+		}
+		return s.run(ctx, "netdev_del", table{"id": id}, nil)
+	})
+}
+
+// plug adds a device in the first free slot. QEMU knows which are: nothing
+// needs to be remembered.
+func (s *session) plug(ctx context.Context, slots int, device table) error {
+	err := errors.New("the machine has none (hotplug_slots)")
+	for i := range slots {
+		device["bus"], device["addr"] = slot(i), "0" // a port takes one device
+		if err = s.run(ctx, "device_add", device, nil); !errdefs.IsFailedPrecondition(err) {
+			return err
+		}
+	}
+	return fmt.Errorf("no slot of %d takes it: %w: %w", slots, errdefs.ErrResourceExhausted, err)
+}
+
+// unplug removes a device and waits until the guest let go of it.
+func (s *session) unplug(ctx context.Context, id string) error {
+	err := s.run(ctx, "device_del", table{"id": id}, nil)
+	if err != nil {
+		return err
+	}
+	_, err = s.await(ctx, func(e qmp.Event) bool { return e.Event == "DEVICE_DELETED" && e.Data["device"] == id })
+	return err
+}

@@ -1,0 +1,162 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+)
+
+var (
+	fpShared = failpoint.New("vmm/start/shared")
+	fpVMM    = failpoint.New("vmm/start/vmm")
+	fpHello  = failpoint.New("vmm/start/hello")
+	fpSetup  = failpoint.New("vmm/start/setup")
+)
+
+// undoTime bounds the cleaning up after a failed start whose caller may have
+// given up.
+const undoTime = 10 * time.Second
+
+// Start implements sandbox.Sandbox.
+func (p *pod) Start(ctx context.Context) error {
+	err := p.boot(ctx)
+	if err == nil {
+		p.mu.Lock()
+		p.config, p.state.Started = nil, true
+		p.mu.Unlock()
+		return nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	return errors.Join(fmt.Errorf("start pod %s: %w", p.id, err), p.clear(undo), p.removeShare())
+}
+
+// boot runs the machine until its agent is ready. What can be done at once is.
+func (p *pod) boot(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.opts.BootTimeout, fmt.Errorf("the guest was not ready within %v (boot_timeout)", p.opts.BootTimeout))
+	defer cancel()
+	if err := p.begin(ctx); err != nil {
+		return err
+	}
+	if err := os.Mkdir(p.vm, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := p.accelerate(ctx); err != nil {
+		return err
+	}
+	c := p.machine()
+	c.Launch = func(ctx context.Context, c Command) error { return p.launch(ctx, roleVMM, c) }
+	console, err := newConsole()
+	if err != nil {
+		return err
+	}
+	defer console.close()
+	c.Console = console.out
+
+	var l link
+	defer l.close()
+	defer func() { release(c.NICs) }()
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		c.NICs, err = p.join()
+		return err
+	})
+	g.Go(func() error { return p.wire(gctx, &l) })
+	g.Go(func() (err error) {
+		c.Shares, err = p.share(gctx)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	fpShared.Hit()
+	c.Vsock = l.device
+	vm, err := p.driver.Start(ctx, c)
+	if err != nil {
+		return err
+	}
+	fpVMM.Hit()
+	p.mu.Lock()
+	p.control, p.transport = vm, l.transport
+	p.mu.Unlock()
+	if err := p.greet(ctx, l.hello); err != nil {
+		return fmt.Errorf("%w%s%s", err, p.tail(roleVMM), console.tail())
+	}
+	fpHello.Hit()
+	if err := p.setup(ctx); err != nil {
+		return err
+	}
+	fpSetup.Hit()
+	return nil
+}
+
+// accelerate settles what auto means for this pod.
+func (p *pod) accelerate(ctx context.Context) error {
+	if p.opts.Accel != Auto {
+		return nil
+	}
+	c := p.machine()
+	c.Accel = TCG
+	if prove := p.backend.Prove; prove != nil {
+		if c.Accel = KVM; !prove(ctx, c) {
+			c.Accel = TCG
+		}
+	}
+	p.mu.Lock()
+	p.state.Accel = c.Accel
+	p.mu.Unlock()
+	return nil
+}
+
+// greet waits for the agent to say that it listens. A pod that is over has
+// nobody to wait for.
+func (p *pod) greet(ctx context.Context, l net.Listener) error {
+	heard := make(chan error, 1)
+	go func() { heard <- hear(l) }()
+	var err error
+	select {
+	case err = <-heard:
+		return err
+	case <-p.over:
+		err = fmt.Errorf("the machine ended before its agent was ready: %w", errdefs.ErrFailedPrecondition)
+	case <-ctx.Done():
+		err = fmt.Errorf("wait for the guest's agent: %w", context.Cause(ctx))
+	}
+	l.Close()
+	<-heard
+	return err
+}
+
+// tailSize bounds what an error quotes.
+const tailSize = 1024
+
+// tail quotes the end of a process's log.
+func (p *pod) tail(role string) string {
+	f, err := os.Open(p.log(role))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	return quote(role, f)
+}
+
+func quote(what string, f *os.File) string {
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return ""
+	}
+	b := make([]byte, min(end, tailSize))
+	if _, err := f.ReadAt(b, end-int64(len(b))); err != nil || len(b) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %s says: %q", what, b)
+}

@@ -1,0 +1,133 @@
+// Package vmm is the backend for pods in virtual machines: one VM per pod, with
+// an agent as its first process.
+//
+// A Driver knows one virtual machine monitor and nothing else. What all of them
+// need is here, written once: processes that survive the daemon, the share that
+// the guest's containers come from, the way to the guest's agent, and the life
+// of a pod.
+package vmm
+
+import (
+	"context"
+	"net"
+	"os"
+)
+
+// Driver runs virtual machines with one VMM. It is safe for concurrent use and
+// keeps nothing of the machines.
+type Driver interface {
+	// Needs are those of all of its machines.
+	Needs() Needs
+
+	// Check says whether this node can run a machine of c. What is missing is
+	// errdefs.ErrUnavailable or ErrFailedPrecondition with the remedy, what the
+	// VMM cannot do errdefs.ErrInvalidArgument. It starts nothing.
+	Check(ctx context.Context, c Config) error
+
+	// Start runs a machine and returns when the VMM has taken all of c; the
+	// guest need not run yet. Every process is launched by c.Launch. On error
+	// the caller ends those; nothing else may be left but files in c.Dir.
+	Start(ctx context.Context, c Config) (VM, error)
+
+	// Attach returns a machine that an earlier daemon started and whose VMM
+	// still lives. It need not talk to the VMM.
+	Attach(ctx context.Context, c Config) (VM, error)
+}
+
+// Needs say which processes of the host serve a machine, beside the VMM.
+type Needs struct {
+	// Share is a vhost-user file system daemon for each of Config.Shares.
+	Share bool
+	// Vsock is a vsock device. A VMM without that need serves hybrid vsock as a
+	// unix socket itself, at Config.Vsock.Path.
+	Vsock bool
+}
+
+// VM is the control of a machine that runs. That its VMM has ended the caller
+// knows from the process. Safe for concurrent use.
+type VM interface {
+	// Shutdown asks the VMM to end, at once and in order: nobody asks the
+	// guest. The caller waits for the process and kills it if it takes too long.
+	Shutdown(ctx context.Context) error
+}
+
+// What a VM may have beside, found by type assertion.
+type (
+	// DiskPlugger adds and removes block devices while the guest runs. A
+	// removed one is gone from the guest when the call returns, and one that
+	// was never there is errdefs.ErrNotFound. With all slots taken there is
+	// errdefs.ErrResourceExhausted.
+	DiskPlugger interface {
+		PlugDisk(ctx context.Context, d Disk) error
+		UnplugDisk(ctx context.Context, id string) error
+	}
+
+	// NICPlugger does so with network interfaces.
+	NICPlugger interface {
+		PlugNIC(ctx context.Context, n NIC) error
+		UnplugNIC(ctx context.Context, id string) error
+	}
+)
+
+// Config is a machine to make. Sizes are in bytes.
+type Config struct {
+	ID  string // of the sandbox
+	Dir string // of the machine alone, 0700; its processes are started in it
+
+	VMM     string // the VMM's program; empty for where the driver looks
+	Machine string // type of machine; empty for the driver's choice
+	Accel   Accel  // KVM or TCG
+	Kernel  string
+	Initrd  string
+	Cmdline string // appended to what the driver needs itself
+
+	CPUs   uint32
+	Memory uint64
+
+	Vsock  Vsock
+	Shares []Share
+	NICs   []NIC
+	Disks  []Disk
+	Slots  int // free slots for devices that are plugged later
+
+	// Console takes what the guest's kernel prints; nil if nobody wants that.
+	Console *os.File
+
+	// Launch runs a process of the machine. Start calls it; it is nil for
+	// Attach.
+	Launch func(ctx context.Context, c Command) error
+}
+
+// Share is a directory of the host that the guest mounts by its tag.
+type Share struct {
+	Tag    string
+	Dir    string // on the host
+	Socket string // in Config.Dir, of the vhost-user file system daemon, which listens
+}
+
+// NIC is a network interface of the guest.
+type NIC struct {
+	ID  string // unique in the machine: letters, digits and dashes
+	MAC net.HardwareAddr
+	MTU uint32
+	Tap *os.File // with IFF_VNET_HDR; the caller closes it after the call
+	// Queues there are, each a Tap of its own beside the first.
+	More []*os.File
+}
+
+// Disk is a block device of the guest.
+type Disk struct {
+	ID       string // as NIC's; the guest sees it as the disk's serial number
+	Path     string // of a block device or a raw image on the host
+	ReadOnly bool
+}
+
+// Accel is what executes the guest's instructions.
+type Accel string
+
+// A Config has one of the first two; an operator may leave it to Auto.
+const (
+	KVM  Accel = "kvm"
+	TCG  Accel = "tcg"
+	Auto Accel = "auto" // KVM where that has proved to boot a guest
+)

@@ -1,0 +1,100 @@
+// Package vmmtest is what drivers and the backend for virtual machines are
+// tested with: a machine that is a process of the test's own binary, and the
+// conformance suite of drivers.
+package vmmtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/containerd-kuasar/containerd-kuasar/vmm"
+)
+
+// Fake is a Driver whose machines are processes of this binary, which must call
+// Main. They need nothing of the host and have hybrid vsock and an agent that
+// knows no containers.
+type Fake struct {
+	// Mute machines never say hello, and Garbled ones say nonsense.
+	Mute, Garbled bool
+	// Broken is what Start returns after it launched the process.
+	Broken error
+	// Lost is for a VMM that is not installed.
+	Lost bool
+}
+
+var _ vmm.Driver = Fake{}
+
+// Needs implements vmm.Driver.
+func (Fake) Needs() vmm.Needs { return vmm.Needs{} }
+
+// Check implements vmm.Driver.
+func (f Fake) Check(context.Context, vmm.Config) error {
+	if f.Lost {
+		return fmt.Errorf("the fake is not installed: %w", errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// Start implements vmm.Driver.
+func (f Fake) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
+	mode := "well"
+	switch {
+	case f.Mute:
+		mode = "mute"
+	case f.Garbled:
+		mode = "garbled"
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Launch(ctx, vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}}); err != nil {
+		return nil, err
+	}
+	return machine{filepath.Join(c.Dir, c.Vsock.Path)}, f.Broken
+}
+
+// Attach implements vmm.Driver.
+func (f Fake) Attach(_ context.Context, c vmm.Config) (vmm.VM, error) {
+	return machine{filepath.Join(c.Dir, "v")}, nil
+}
+
+// machine is known by its vsock.
+type machine struct{ path string }
+
+// Shutdown dials a port that has this meaning.
+func (m machine) Shutdown(ctx context.Context) error {
+	c, err := vmm.Dial(ctx, m.path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = fmt.Fprintf(c, "CONNECT %d\n", shutdownPort)
+	return err
+}
+
+// Main makes a process of this binary the guest that it was started as. Call it
+// first in TestMain.
+func Main() {
+	if len(os.Args) != 4 || os.Args[1] != guestCommand {
+		return
+	}
+	// One that is left over by a failed test is not so for ever.
+	time.AfterFunc(guestLife, func() { os.Exit(3) })
+	if err := guest(os.Args[2], os.Args[3]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+const (
+	guestCommand = "vmmtest-guest"
+	shutdownPort = 1
+	guestLife    = 5 * time.Minute
+)

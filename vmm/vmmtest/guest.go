@@ -1,0 +1,102 @@
+package vmmtest
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm"
+)
+
+// guest serves hybrid vsock at path, with an agent on port 1024.
+func guest(path, mode string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	if err := hello(path, mode); err != nil {
+		return err
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		return err
+	}
+	api.RegisterAgentService(server, agent{})
+	return server.Serve(context.Background(), &door{Listener: l})
+}
+
+func hello(path, mode string) error {
+	text := vmm.Hello()
+	switch mode {
+	case "mute":
+		return nil
+	case "garbled":
+		text = []byte("GET / HTTP/1.0\r\n\r\n")
+	}
+	c, err := net.Dial("unix", path+"_1024")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write(text)
+	return err
+}
+
+// door is the agent's port.
+type door struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (d *door) Accept() (net.Conn, error) {
+	for {
+		c, err := d.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		// The client waits for the answer before it writes more, so that there
+		// is nothing else to read yet.
+		line, err := bufio.NewReaderSize(c, 64).ReadString('\n')
+		switch line = strings.TrimSpace(line); {
+		case err == nil && line == fmt.Sprint("CONNECT ", shutdownPort):
+			os.Exit(0)
+		case err == nil && line == "CONNECT 1024":
+			if _, err := fmt.Fprintf(c, "OK 1024\n"); err == nil {
+				return c, nil
+			}
+		}
+		c.Close()
+	}
+}
+
+// agent knows no processes.
+type agent struct{}
+
+func (agent) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error) {
+	return &api.InfoResponse{Protocol: api.Protocol, Version: "vmmtest", Pid: 1}, nil
+}
+
+func (agent) List(context.Context, *api.ListRequest) (*api.ListResponse, error) {
+	return &api.ListResponse{}, nil
+}
+
+func (agent) Events(ctx context.Context, _ *api.EventsRequest, s api.Agent_EventsServer) error {
+	if err := s.Send(&api.Event{}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (agent) Retained(context.Context, *api.RetainedRequest) (*api.RetainedResponse, error) {
+	return &api.RetainedResponse{}, nil
+}
