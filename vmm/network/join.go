@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -21,12 +20,9 @@ var (
 	fpUnjoined = failpoint.New("network/part/filter")
 )
 
-// tapPrefix begins the name of a tap; the index of its interface follows. With
-// at most 10 digits it is below IFNAMSIZ (16), and the namespace is the pod's
-// alone.
-const tapPrefix = "kuasar"
-
-func tapName(index int) string { return tapPrefix + strconv.FormatUint(uint64(uint32(index)), 36) }
+// tapName is made of the interface's index: the namespace is the pod's alone.
+// With at most 7 digits of base 36 it is below IFNAMSIZ (16).
+func tapName(index int) string { return "kuasar" + strconv.FormatUint(uint64(uint32(index)), 36) }
 
 // priority of our filters: the last, so that those of CNI plugins see the
 // frames first.
@@ -53,6 +49,9 @@ func join(h *netlink.Handle, i Interface, queues int) (_ []*os.File, err error) 
 	if err != nil {
 		return nil, missing(err)
 	}
+	if err := unused(h, tapName(i.Index)); err != nil {
+		return nil, err
+	}
 	if err := part(h, link); err != nil { // what a crash left
 		return nil, err
 	}
@@ -78,15 +77,21 @@ func join(h *netlink.Handle, i Interface, queues int) (_ []*os.File, err error) 
 	return tap.Fds, nil
 }
 
+// unused is an error for a tap that somebody has.
+func unused(h *netlink.Handle, tap string) error {
+	switch _, err := h.LinkByName(tap); {
+	case err == nil:
+		return fmt.Errorf("%s is in use by another machine: %w", tap, errdefs.ErrAlreadyExists)
+	case absent(err):
+		return nil
+	default:
+		return fmt.Errorf("look for %s: %w", tap, err)
+	}
+}
+
 // newTap makes a tap that is up and on which this host says nothing itself.
 func newTap(h *netlink.Handle, i Interface, queues int) (_ *netlink.Tuntap, err error) {
 	name := tapName(i.Index)
-	switch _, err := h.LinkByName(name); {
-	case err == nil:
-		return nil, fmt.Errorf("%s is in use by another machine: %w", name, errdefs.ErrAlreadyExists)
-	case !absent(err):
-		return nil, err
-	}
 	tap := &netlink.Tuntap{
 		LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TAP,
 		Flags: unix.IFF_NO_PI | unix.IFF_VNET_HDR, NonPersist: true, Queues: max(queues, 1),
@@ -153,7 +158,7 @@ func Part(netns string) error {
 		}
 		var errs []error
 		for _, l := range all {
-			if !strings.HasPrefix(l.Attrs().Name, tapPrefix) {
+			if l.Type() != "tuntap" { // ours are gone with the VMM
 				errs = append(errs, part(h, l))
 			}
 		}

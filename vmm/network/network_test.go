@@ -219,8 +219,12 @@ func TestTap(t *testing.T) {
 		}
 		return err
 	})
+	before := b.dump(t)
 	if _, err := Join(b.pod, i, 1); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("joined again: %v", err)
+	}
+	if after := b.dump(t); after != before {
+		t.Errorf("the machine that has the tap lost something: \n%s\nwas\n%s", after, before)
 	}
 }
 

@@ -69,7 +69,7 @@ func links(h *netlink.Handle) ([]netlink.Link, error) {
 // them, and a bridge's ports are the bridge's.
 func joins(l netlink.Link) bool {
 	a := l.Attrs()
-	return a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0 && a.MasterIndex == 0 && l.Type() != "tun" && l.Type() != "tuntap"
+	return a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0 && a.MasterIndex == 0 && l.Type() != "tuntap"
 }
 
 func read(h *netlink.Handle, l netlink.Link) (Interface, error) {
