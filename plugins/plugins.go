@@ -8,8 +8,8 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/cri"
 	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/runc" // registers the sandboxer
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/tasks"
+	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/vmm"  // registers the sandboxer
 	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/wasm" // registers the sandboxer
-	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/vmm" // registers the sandboxer
 )
 
 // Register wraps those of containerd's plugins that we wrap. Call it after all

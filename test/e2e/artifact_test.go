@@ -130,7 +130,10 @@ func rootfs(n *fixture, image, path string) string {
 	n.t.Helper()
 	client, err := n.Client()
 	n.must(err)
-	ctx := namespaces.WithNamespace(n.ctx, bed.Namespace)
+	// A view that nobody holds is garbage, which each deletion has collected.
+	ctx, done, err := client.WithLease(namespaces.WithNamespace(n.ctx, bed.Namespace))
+	n.must(err)
+	defer done(ctx)
 	i, err := client.GetImage(ctx, image)
 	n.must(err)
 	diffs, err := i.RootFS(ctx)
