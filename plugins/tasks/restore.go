@@ -3,6 +3,7 @@ package tasks
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -184,10 +185,16 @@ func (r *Runtime) load(k key, find func(sandbox string) (*sandbox.Live, error)) 
 
 // disown lets go of a task whose sandbox is gone, and everything of it. An
 // agent that other sandboxes share may have the container still, and refuses to
-// remove one that runs.
+// remove one that runs. While the daemon ends, or no agent is reached, nobody can
+// be asked.
 func (r *Runtime) disown(ctx context.Context, k key) error {
 	ctx = namespaces.WithNamespace(ctx, k.namespace)
-	for _, agent := range r.followed() {
+	agents := r.followed()
+	lives := slices.ContainsFunc(r.all(), func(t *Task) bool { return t.phase() == living && !t.isDone() })
+	if err := r.life.Err(); err != nil || len(agents) == 0 && lives {
+		return fmt.Errorf("its sandbox is gone, and no agent is there to ask for its container: %w", errors.Join(err, errdefs.ErrUnavailable))
+	}
+	for _, agent := range agents {
 		_, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: k.id})
 		if err = native(err); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("its sandbox is gone and its container is not: %w", err)
