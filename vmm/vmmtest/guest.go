@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
-	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 )
 
 // guest serves hybrid vsock at path, with an agent on port 1024.
@@ -37,7 +36,7 @@ func guest(path, mode string) error {
 }
 
 func hello(path, mode string) error {
-	text := vmm.Hello()
+	text := api.Hello()
 	switch mode {
 	case "mute":
 		return nil
