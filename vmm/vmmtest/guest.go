@@ -32,6 +32,7 @@ func guest(path, mode string) error {
 		return err
 	}
 	api.RegisterAgentService(server, agent{})
+	api.RegisterGuestService(server, setter{})
 	return server.Serve(context.Background(), &door{Listener: l})
 }
 
@@ -98,4 +99,15 @@ func (agent) Events(ctx context.Context, _ *api.EventsRequest, s api.Agent_Event
 
 func (agent) Retained(context.Context, *api.RetainedRequest) (*api.RetainedResponse, error) {
 	return &api.RetainedResponse{}, nil
+}
+
+// setter is what it is told to be.
+type setter struct{ api.GuestService }
+
+func (setter) Setup(context.Context, *api.SetupRequest) (*api.SetupResponse, error) {
+	return &api.SetupResponse{}, nil
+}
+
+func (setter) Network(context.Context, *api.NetworkRequest) (*api.NetworkResponse, error) {
+	return &api.NetworkResponse{}, nil
 }
