@@ -9,6 +9,8 @@ SHELL := /bin/sh
 GO ?= go
 # What the module pins is what there is to build with.
 export GOFLAGS := -mod=readonly -buildvcs=false $(GOFLAGS)
+# Where hack/guest puts vhost-device-vsock.
+export PATH := $(PATH):$(CURDIR)/build/vsock
 
 CONTAINERD := github.com/containerd/containerd/v2
 REVISION := $(shell git describe --always --tags --dirty 2>/dev/null || echo unknown)
@@ -17,6 +19,8 @@ LDFLAGS := -s -w \
 	-X $(CONTAINERD)/version.Package=github.com/containerd-kuasar/containerd-kuasar \
 	-X $(CONTAINERD)/version.Version=$(VERSION) \
 	-X $(CONTAINERD)/version.Revision=$(REVISION)
+
+AGENTFLAGS := -s -w -X main.version=$(VERSION) -extldflags "-static"
 
 # Packages whose tests start the daemon.
 INTEGRATION := ./test/bed/... ./test/e2e/... ./test/restart/... ./test/critest/...
@@ -32,13 +36,19 @@ install: ## install the packages that building and testing need
 .PHONY: build
 build: ## build bin/: the daemon, the agent, Wasmtime's runner, and the stock shim and ctr
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-kuasar ./cmd/containerd-kuasar
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -X main.version=$(VERSION) -extldflags "-static"' -o bin/kuasar-task ./cmd/kuasar-task
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '$(AGENTFLAGS)' -o bin/kuasar-task ./cmd/kuasar-task
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags "-static -Wl,--no-warnings"' -o bin/kuasar-wasmtime ./cmd/kuasar-wasmtime
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-runc-v2 $(CONTAINERD)/cmd/containerd-shim-runc-v2
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctr $(CONTAINERD)/cmd/ctr
 
+.PHONY: guest
+guest: ## build build/guest: the kernel and initramfs of virtual machines
+	@hack/guest
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'guest seccomp netgo osusergo' -ldflags '$(AGENTFLAGS)' -o build/agent/kuasar-task ./cmd/kuasar-task
+	@$(GO) run ./guest/make -package build/kernel -agent build/agent/kuasar-task -version '$(VERSION)' -out build/guest
+
 .PHONY: bed
-bed: build ## build build/: what the tests run beside bin/
+bed: build guest ## build build/: what the tests run beside bin/
 	@hack/cri-tools
 	@mkdir -p build/images
 	@$(GO) build -trimpath -o build/containerd $(CONTAINERD)/cmd/containerd

@@ -55,5 +55,9 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 // Done is closed when the connection ended, by either side.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
+// Guest has the verbs of an agent that is a guest's PID 1; others do not know
+// them, which is errdefs.ErrNotImplemented.
+func (c *Client) Guest() api.GuestService { return api.NewGuestClient(c.conn) }
+
 // Close ends the connection. The agent and its containers run on.
 func (c *Client) Close() error { return c.conn.Close() }

@@ -86,9 +86,3 @@ func (p *pod) connected() *task.Client {
 		return p.client
 	}
 }
-
-// setup tells the guest what it is.
-func (p *pod) setup(ctx context.Context) error {
-	_, err := p.connect(ctx)
-	return err
-}

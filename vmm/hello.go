@@ -10,27 +10,20 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 // Ports of vsock.
 const (
 	// helloPort of the host is dialed by the agent once it listens.
-	helloPort = 1024
+	helloPort = api.Port
 	// agentPort of the guest is where it listens.
-	agentPort = 1024
+	agentPort = api.Port
 )
 
 // helloTime bounds how long a guest may take to send its hello once it has
 // dialed.
 const helloTime = 5 * time.Second
-
-// hello is what an agent says first: helloMagic and its protocol, in network
-// order. It is the first that the host reads of a guest, and it may be anything.
-const (
-	helloMagic = "kuasar\x00\x01"
-	helloSize  = len(helloMagic) + 4
-)
 
 // hear takes the one hello of a guest.
 func hear(l net.Listener) error {
@@ -48,22 +41,20 @@ func hear(l net.Listener) error {
 	return nil
 }
 
+// readHello reads the first that the host hears of a guest: it may be anything.
 func readHello(r io.Reader) error {
-	var b [helloSize]byte
+	var b [api.HelloSize]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return fmt.Errorf("it is cut off: %w", errdefs.ErrDataLoss)
 		}
 		return err
 	}
-	if string(b[:len(helloMagic)]) != helloMagic {
+	if string(b[:len(api.HelloMagic)]) != api.HelloMagic {
 		return fmt.Errorf("%q is none: is the guest's init kuasar-task? %w", b, errdefs.ErrFailedPrecondition)
 	}
-	if got := binary.BigEndian.Uint32(b[len(helloMagic):]); got != task.Protocol {
-		return fmt.Errorf("the agent speaks protocol %d, this daemon %d: make the guest's initramfs of this release: %w", got, task.Protocol, errdefs.ErrFailedPrecondition)
+	if got := binary.BigEndian.Uint32(b[len(api.HelloMagic):]); got != api.Protocol {
+		return fmt.Errorf("the agent speaks protocol %d, this daemon %d: make the guest's initramfs of this release: %w", got, api.Protocol, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
-
-// Hello is what an agent says.
-func Hello() []byte { return binary.BigEndian.AppendUint32([]byte(helloMagic), task.Protocol) }

@@ -13,13 +13,12 @@ const queues = 1
 
 // join makes a tap for each interface of the pod's network namespace. The caller
 // releases them once the VMM has them. On error clear gives back what is joined.
-func (p *pod) join() (nics []NIC, err error) {
+func (p *pod) join() (nics []NIC, found []network.Interface, err error) {
 	if p.netns == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
-	found, err := network.Scan(p.netns)
-	if err != nil {
-		return nil, err
+	if found, err = network.Scan(p.netns); err != nil {
+		return nil, nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -29,15 +28,15 @@ func (p *pod) join() (nics []NIC, err error) {
 	for _, i := range found {
 		mac, err := net.ParseMAC(i.MAC)
 		if err != nil {
-			return nics, fmt.Errorf("interface %s: %w", i.Name, err)
+			return nics, nil, fmt.Errorf("interface %s: %w", i.Name, err)
 		}
 		taps, err := network.Join(p.netns, i, queues)
 		if err != nil {
-			return nics, err
+			return nics, nil, err
 		}
 		nics = append(nics, NIC{ID: "net" + strconv.Itoa(i.Index), MAC: mac, MTU: i.MTU, Tap: taps[0], More: taps[1:]})
 	}
-	return nics, nil
+	return nics, found, nil
 }
 
 // part gives the interfaces back, when the VMM is gone: CNI removes them.

@@ -113,6 +113,10 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 		// Paths are the host's, and name the pod's namespaces there.
 		return ns.Path != ""
 	})
+	if !hasNamespace(l, specs.CgroupNamespace) && !admin(s.Process) {
+		// As CRI does it on a host with cgroup v2, which the guest has anyway.
+		l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
 	l.CgroupsPath = "/kuasar/" + c.ID
 	l.MountLabel = ""
 	s.Process.SelinuxLabel, s.Process.ApparmorProfile = "", ""
@@ -123,6 +127,16 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 		r.HugepageLimits = nil
 	}
 	return volumes
+}
+
+func hasNamespace(l *specs.Linux, kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(l.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+}
+
+// admin says whether a process may manage cgroups, as those of privileged
+// containers do.
+func admin(p *specs.Process) bool {
+	return p.Capabilities != nil && slices.Contains(p.Capabilities.Bounding, "CAP_SYS_ADMIN")
 }
 
 // mount puts volumes into a bundle.

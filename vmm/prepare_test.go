@@ -219,7 +219,15 @@ func TestTranslate(t *testing.T) {
 	c = container(t, "two")
 	c.Spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/proc/4242/ns/pid"}}
 	p.translate(c)
-	if len(c.Spec.Linux.Namespaces) != 0 {
-		t.Errorf("namespaces %v", c.Spec.Linux.Namespaces)
+	if l := c.Spec.Linux.Namespaces; len(l) != 1 || l[0].Type != specs.CgroupNamespace {
+		t.Errorf("namespaces %v", l)
+	}
+	// A privileged one.
+	c = container(t, "three")
+	c.Spec.Linux.Namespaces = nil
+	c.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_SYS_ADMIN"}}
+	p.translate(c)
+	if l := c.Spec.Linux.Namespaces; len(l) != 0 {
+		t.Errorf("namespaces of a privileged container %v", l)
 	}
 }

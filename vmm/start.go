@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm/network"
 )
 
 var (
@@ -65,9 +66,10 @@ func (p *pod) boot(ctx context.Context) error {
 	var l link
 	defer l.close()
 	defer func() { release(c.NICs) }()
+	var interfaces []network.Interface
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		c.NICs, err = p.join()
+		c.NICs, interfaces, err = p.join()
 		return err
 	})
 	g.Go(func() error { return p.wire(gctx, &l) })
@@ -92,7 +94,7 @@ func (p *pod) boot(ctx context.Context) error {
 		return fmt.Errorf("%w%s%s", err, p.tail(roleVMM), console.tail())
 	}
 	fpHello.Hit()
-	if err := p.setup(ctx); err != nil {
+	if err := p.setup(ctx, interfaces); err != nil {
 		return err
 	}
 	fpSetup.Hit()

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 // socketDir is a directory whose path is longer than a unix socket's may be.
@@ -154,7 +156,7 @@ func TestHybridListen(t *testing.T) {
 }
 
 func TestHello(t *testing.T) {
-	good := string(Hello())
+	good := string(api.Hello())
 	for name, test := range map[string]struct {
 		text  string
 		class func(error) bool
@@ -174,10 +176,10 @@ func TestHello(t *testing.T) {
 
 // A guest may send anything.
 func FuzzHello(f *testing.F) {
-	f.Add(Hello())
+	f.Add(api.Hello())
 	f.Add([]byte("kuasar"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if err := readHello(strings.NewReader(string(b))); (err == nil) != strings.HasPrefix(string(b), string(Hello())) {
+		if err := readHello(strings.NewReader(string(b))); (err == nil) != strings.HasPrefix(string(b), string(api.Hello())) {
 			t.Errorf("%q: %v", b, err)
 		}
 	})

@@ -7,6 +7,9 @@
 //	kuasar-task wasm …            a Wasm container, or the compiler of one
 //	kuasar-task failpoints        lists where a test can make it die
 //	kuasar-task --version
+//
+// Built with the tag guest it is PID 1 of a virtual machine instead of a worker,
+// and leaves out what only a worker needs.
 package main
 
 import (
@@ -16,19 +19,10 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	_ "github.com/containerd-kuasar/containerd-kuasar/task/child"
 	_ "github.com/containerd-kuasar/containerd-kuasar/task/pause"
-	"github.com/containerd-kuasar/containerd-kuasar/task/wasm"
 )
 
 // version is set by the linker.
 var version = "0.0.0+unknown"
-
-const usage = `usage: kuasar-task serve --dir DIR
-       kuasar-task failpoints
-       kuasar-task --version
-
-serve runs the worker of a host: it holds the containers of all pods. DIR is a
-private directory on the state file system; containerd-kuasar starts it there.
-`
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -38,14 +32,13 @@ func main() {
 }
 
 func run(args []string) error {
+	if role := roleOf(args); role != nil {
+		return role()
+	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	switch args[0] {
-	case "serve":
-		return serve(args[1:])
-	case wasm.Role:
-		return module(args[1:])
 	case "failpoints":
 		for _, name := range failpoint.Names() {
 			fmt.Println(name)

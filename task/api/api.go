@@ -2,9 +2,27 @@
 // containerd's Task API.
 package api
 
-// Protocol is the version of agent.proto that this build speaks.
+//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative agent.proto guest.proto
+
+import "encoding/binary"
+
+// Protocol is the version of agent.proto and guest.proto that this build speaks.
 const Protocol = 1
 
 // RetainOutput is the annotation ("true") of a container's spec that makes its
 // agent keep the newest output; see AgentClient.Retained.
 const RetainOutput = "io.kuasar.retain-output"
+
+// Port of vsock: a guest's agent listens there, and the host for its hello.
+const Port = 1024
+
+// A guest's agent says hello once it listens, so that nobody has to ask whether
+// it does: HelloMagic and its Protocol, in network order. The connection has no
+// more than that.
+const (
+	HelloMagic = "kuasar\x00\x01"
+	HelloSize  = len(HelloMagic) + 4
+)
+
+// Hello is what the agent of this build says.
+func Hello() []byte { return binary.BigEndian.AppendUint32([]byte(HelloMagic), Protocol) }

@@ -94,7 +94,7 @@ imports = []
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-vmm.options]
         accel = '{{.Accel}}'
         memory = 128
-        kernel = '{{.Guest}}/vmlinuz'
+        kernel = '{{.Guest}}/vmlinux'
         initrd = '{{.Guest}}/initramfs.cpio'
         {{with .Vsock}}vsock_path = '{{.}}'{{end}}
 

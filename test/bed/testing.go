@@ -71,7 +71,7 @@ func RequireVMM(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"vmlinuz", "initramfs.cpio"} {
+	for _, file := range []string{"vmlinux", "initramfs.cpio"} {
 		if _, err := os.Stat(filepath.Join(root, "build/guest", file)); err != nil {
 			t.Skipf("needs build/guest/%s (make guest)", file)
 		}

@@ -25,7 +25,7 @@ func options(t testing.TB) vmm.Options {
 	o := vmm.Defaults()
 	o.Accel, o.Memory = vmm.TCG, 128<<20
 	o.Initrd = guest(t, "initramfs.cpio")
-	o.Kernel = guest(t, "vmlinuz")
+	o.Kernel = guest(t, "vmlinux")
 	return o
 }
 

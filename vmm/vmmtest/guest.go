@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
-	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 )
 
 // guest serves hybrid vsock at path, with an agent on port 1024.
@@ -33,11 +32,12 @@ func guest(path, mode string) error {
 		return err
 	}
 	api.RegisterAgentService(server, agent{})
+	api.RegisterGuestService(server, setter{})
 	return server.Serve(context.Background(), &door{Listener: l})
 }
 
 func hello(path, mode string) error {
-	text := vmm.Hello()
+	text := api.Hello()
 	switch mode {
 	case "mute":
 		return nil
@@ -99,4 +99,15 @@ func (agent) Events(ctx context.Context, _ *api.EventsRequest, s api.Agent_Event
 
 func (agent) Retained(context.Context, *api.RetainedRequest) (*api.RetainedResponse, error) {
 	return &api.RetainedResponse{}, nil
+}
+
+// setter is what it is told to be.
+type setter struct{ api.GuestService }
+
+func (setter) Setup(context.Context, *api.SetupRequest) (*api.SetupResponse, error) {
+	return &api.SetupResponse{}, nil
+}
+
+func (setter) Network(context.Context, *api.NetworkRequest) (*api.NetworkResponse, error) {
+	return &api.NetworkResponse{}, nil
 }

@@ -1,0 +1,139 @@
+//go:build guest
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runc/libcontainer/exeseal"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/task/container"
+	"github.com/containerd-kuasar/containerd-kuasar/task/forward"
+	"github.com/containerd-kuasar/containerd-kuasar/task/guest"
+	"github.com/containerd-kuasar/containerd-kuasar/task/oom"
+	"github.com/containerd-kuasar/containerd-kuasar/task/server"
+	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
+)
+
+const usage = `usage: kuasar-task failpoints
+       kuasar-task --version
+
+This is the guest's build: as PID 1 of a virtual machine it runs the containers
+of one pod.
+`
+
+// records are in memory, as the containers are.
+const records = "/run/kuasar/agent"
+
+// roleOf makes PID 1 what it is, whatever the kernel's command line leaves it as
+// arguments.
+func roleOf([]string) func() error {
+	if os.Getpid() != 1 {
+		return nil
+	}
+	return first
+}
+
+// first is PID 1. It must not return: the kernel would panic.
+func first() error {
+	err := boot()
+	log.L.WithError(err).Error("the guest cannot go on: it ends")
+	return errors.Join(err, guest.PowerOff())
+}
+
+func boot() error {
+	modules, err := guest.NewModules(guest.ModuleDir)
+	if err != nil {
+		return err
+	}
+	if !exeseal.IsSelfExeCloned() { // then this process is the second one
+		if err := guest.Boot(modules); err != nil {
+			return err
+		}
+		seal()
+	}
+	if err := os.Remove("/init"); err != nil { // the sealed copy is memory, too
+		log.L.WithError(err).Warn("the initramfs keeps its copy of the agent")
+	}
+	return serve(modules)
+}
+
+// serve returns when nothing can be served any more.
+func serve(modules *guest.Modules) error {
+	reaper, err := pidfd.NewReaper()
+	if err != nil {
+		return err
+	}
+	if err := reaper.Sweep(); err != nil {
+		return err
+	}
+	host, err := stdio.NewHost(reaper)
+	if err != nil {
+		return err
+	}
+	var s *server.Server
+	watcher, err := oom.NewWatcher(func(id string) { s.OOM(id) })
+	if err != nil {
+		return err
+	}
+	runtime := container.New(nobody{})
+	s = server.New(server.Config{
+		Dir:      records,
+		Version:  version,
+		Runtimes: map[string]server.Runtime{"": runtime, container.OptionsURL: runtime},
+		Stdio:    silent{host},
+		Reaper:   reaper,
+		Holder:   nobody{},
+		OOM:      watcher,
+	})
+	if err := s.Restore(context.Background(), nil); err != nil {
+		return err
+	}
+	t, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(server.Interceptor, trim()))
+	if err != nil {
+		return err
+	}
+	s.Register(t)
+	api.RegisterGuestService(t, guest.New(modules))
+	return listen(t)
+}
+
+func listen(t *ttrpc.Server) error {
+	ports, err := guest.Listen(forward.Port)
+	if err != nil {
+		return err
+	}
+	l, err := guest.Listen(api.Port)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error)
+	go func() { failed <- forward.Serve(ports) }()
+	go func() { failed <- t.Serve(context.Background(), l) }()
+	go func() {
+		if err := guest.Greet(); err != nil {
+			failed <- err // nobody waits for this guest
+		}
+	}()
+	return fmt.Errorf("serve: %w", <-failed)
+}
+
+// nobody holds descriptors: in a guest all ends together.
+type nobody struct{}
+
+func (nobody) Hold(string, *os.File) error { return nil }
+func (nobody) Drop(string)                 {}
+
+// silent gives every process /dev/null.
+type silent struct{ *stdio.Host }
+
+func (s silent) Open(ctx context.Context, c stdio.Config) (stdio.IO, error) {
+	return s.Host.Open(ctx, stdio.Config{Namespace: c.Namespace, Container: c.Container, Terminal: c.Terminal})
+}

@@ -1,0 +1,446 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"testing"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
+	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm/vmmtest"
+)
+
+// addresses of the pod's interface and of its other end.
+const (
+	hostIP, podIP   = "10.9.0.1", "10.9.0.2"
+	hostIP6, podIP6 = "fd00:9::1", "fd00:9::2"
+)
+
+// box is a pod in a machine.
+type box struct {
+	*testing.T
+	ctx   context.Context
+	dir   string
+	netns string
+	sandbox.Sandbox
+	agent *task.Client
+}
+
+// TestGuest boots one machine, and looks at what containers find in it.
+func TestGuest(t *testing.T) {
+	b := newBox(t)
+	for name, test := range map[string]func(*box){
+		"ContainersRun":     containersRun,
+		"ContainersEnd":     containersEnd,
+		"ContainersAreSet":  containersAreSet,
+		"ContainersAreKept": containersAreKept,
+		"PodIsSet":          podIsSet,
+		"PodHasNetwork":     podHasNetwork,
+		"VerbsRepeat":       verbsRepeat,
+		"VerbsRefuse":       verbsRefuse,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inner := *b
+			inner.T = t
+			test(&inner)
+		})
+	}
+	b.shutdown()
+}
+
+func newBox(t *testing.T) *box {
+	o := options(t)
+	o.Hypervisor = "test"
+	dir, err := os.MkdirTemp("", "vm") // short, for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "test"), 3*time.Minute)
+	b := &box{T: t, ctx: ctx, dir: dir, netns: newNetwork(t)}
+	reaper, err := pidfd.NewReaper()
+	b.must(err)
+	t.Cleanup(func() {
+		defer cancel()
+		if b.Sandbox != nil {
+			b.must(b.Stop(ctx))
+			b.must(b.Delete(ctx))
+		}
+		b.must(reaper.Close())
+		b.must(os.RemoveAll(dir))
+		vmmtest.Leaks(t)
+	})
+	backend := &vmm.Backend{Drivers: map[string]vmm.Driver{"test": Driver{}}, Defaults: o, Reaper: reaper}
+	spec := sandbox.Spec{
+		ID: "pod", Namespace: "test", Dir: filepath.Join(dir, "pod"), NetNS: b.netns, CreatedAt: time.Now(),
+		Config: &runtime.PodSandboxConfig{Hostname: "name-of-pod", Linux: &runtime.LinuxPodSandboxConfig{
+			CgroupParent: vmmtest.Group, Sysctls: map[string]string{"kernel.msgmax": "16384"},
+		}},
+		Saved: func(context.Context) error { return nil },
+	}
+	b.must(os.Mkdir(spec.Dir, 0o711))
+	b.Sandbox, err = backend.Create(ctx, spec)
+	b.must(err)
+	b.must(b.Start(ctx))
+	b.agent, err = b.Agent(ctx)
+	b.must(err)
+	return b
+}
+
+func (b *box) must(err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(errgrpc.ToNative(err))
+	}
+}
+
+// newNetwork is a network namespace with a veth, as CNI makes it, whose other
+// end is in the test's.
+func newNetwork(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "net")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	near, err := netlink.ParseAddr(hostIP + "/24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	near6, _ := netlink.ParseAddr(hostIP6 + "/64")
+	name := fmt.Sprintf("kg%d", os.Getpid())
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1400}, PeerName: "eth0"}
+	inNamespace(t, path, func() error {
+		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	}, true)
+	t.Cleanup(func() {
+		_ = netlink.LinkDel(veth)
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	ns, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
+	for _, step := range []func() error{
+		func() error { return netlink.LinkAdd(veth) },
+		func() error { return netlink.AddrAdd(veth, near) },
+		func() error { return netlink.AddrAdd(veth, near6) },
+		func() error { return netlink.LinkSetUp(veth) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inNamespace(t, path, addressPod, false)
+	return path
+}
+
+// inNamespace calls f in a network namespace: one of its own, or that at path.
+func inNamespace(t *testing.T, path string, f func() error, fresh bool) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		goruntime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil && !fresh {
+			var ns *os.File
+			if ns, err = os.Open(path); err == nil {
+				defer ns.Close()
+				err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+			}
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func addressPod() error {
+	l, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return err
+	}
+	for _, a := range []string{podIP + "/24", podIP6 + "/64"} {
+		addr, err := netlink.ParseAddr(a)
+		if err != nil {
+			return err
+		}
+		addr.Flags = unix.IFA_F_NODAD
+		if err := netlink.AddrAdd(l, addr); err != nil {
+			return err
+		}
+	}
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(hostIP)})
+}
+
+// container is one with busybox, and a directory of the host at /out.
+type container struct {
+	*box
+	id, out string
+}
+
+// create makes one that runs a shell script.
+func (b *box) create(id, script string, opts ...oci.SpecOpts) *container {
+	b.Helper()
+	rootfs, out := b.TempDir(), b.TempDir()
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		b.Skipf("needs /bin/busybox (hack/install): %v", err)
+	}
+	b.must(os.Mkdir(filepath.Join(rootfs, "bin"), 0o755))
+	b.must(os.WriteFile(filepath.Join(rootfs, "bin/sh"), busybox, 0o755))
+	b.must(errors.Join(os.Chmod(rootfs, 0o755), os.Chmod(out, 0o777)))
+	spec, err := oci.GenerateSpec(b.ctx, nil, &containers.Container{ID: id}, append([]oci.SpecOpts{
+		oci.WithProcessArgs("/bin/sh", "-c", script),
+		oci.WithMounts([]specs.Mount{{Destination: "/out", Type: "bind", Source: out, Options: []string{"rbind", "rw"}}}),
+		oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: b.netns}),
+		oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.UTSNamespace, Path: "/proc/1/ns/uts"}),
+		oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.IPCNamespace, Path: "/proc/1/ns/ipc"}),
+	}, opts...)...)
+	b.must(err)
+	bundle, err := b.Prepare(b.ctx, &sandbox.Container{
+		ID: id, Spec: spec, Rootfs: []mount.Mount{{Type: "bind", Source: rootfs, Options: []string{"rbind", "rw"}}},
+	})
+	b.must(err)
+	_, err = b.agent.Create(b.ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: bundle.Path})
+	b.must(err)
+	b.Cleanup(func() {
+		_, _ = b.agent.Kill(b.ctx, &taskapi.KillRequest{ID: id, Signal: 9, All: true})
+		_, _ = b.agent.Wait(b.ctx, &taskapi.WaitRequest{ID: id})
+		_, err := b.agent.Delete(b.ctx, &taskapi.DeleteRequest{ID: id})
+		b.must(err)
+		b.must(b.Release(b.ctx, id))
+	})
+	return &container{b, id, out}
+}
+
+func (c *container) start() *container {
+	c.Helper()
+	_, err := c.agent.Start(c.ctx, &taskapi.StartRequest{ID: c.id})
+	c.must(err)
+	return c
+}
+
+func (c *container) wait() uint32 {
+	c.Helper()
+	r, err := c.agent.Wait(c.ctx, &taskapi.WaitRequest{ID: c.id})
+	c.must(err)
+	return r.ExitStatus
+}
+
+// read is what it wrote to a file in /out.
+func (c *container) read(name string) string {
+	c.Helper()
+	b, err := os.ReadFile(filepath.Join(c.out, name))
+	c.must(err)
+	return strings.TrimSpace(string(b))
+}
+
+// run returns what a script says.
+func (b *box) run(id, script string, opts ...oci.SpecOpts) string {
+	b.Helper()
+	c := b.create(id, "exec >/out/text 2>&1; "+script, opts...).start()
+	if got := c.wait(); got != 0 {
+		b.Errorf("exit status %d: %s", got, c.read("text"))
+	}
+	return c.read("text")
+}
+
+func process(b *box, args ...string) *anypb.Any {
+	b.Helper()
+	spec, err := oci.GenerateSpec(b.ctx, nil, &containers.Container{ID: "exec"}, oci.WithProcessArgs(args...))
+	b.must(err)
+	raw, err := json.Marshal(spec.Process)
+	b.must(err)
+	return &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: raw}
+}
+
+func (b *box) same(what, got, want string) {
+	b.Helper()
+	if got != want {
+		b.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+func containersRun(b *box) {
+	one := b.create("one", "echo $$ >/out/pid; read x </out/none || true; echo data >/root-is-writable && cat /root-is-writable >/out/file; exit 7").start()
+	other := b.create("other", "exec sleep 1000").start()
+	if got := one.wait(); got != 7 {
+		b.Errorf("exit status %d", got)
+	}
+	b.same("pid", one.read("pid"), "1")
+	b.same("file", one.read("file"), "data")
+	_, err := b.agent.Exec(b.ctx, &taskapi.ExecProcessRequest{ID: other.id, ExecID: "e", Spec: process(b, "/bin/sh", "-c", "echo exec >/out/exec; exit 3")})
+	b.must(err)
+	_, err = b.agent.Start(b.ctx, &taskapi.StartRequest{ID: other.id, ExecID: "e"})
+	b.must(err)
+	r, err := b.agent.Wait(b.ctx, &taskapi.WaitRequest{ID: other.id, ExecID: "e"})
+	b.must(err)
+	b.same("exec", fmt.Sprint(other.read("exec"), r.ExitStatus), "exec3")
+}
+
+// containersEnd by signals and by the kernel, and the guest goes on.
+func containersEnd(b *box) {
+	c := b.create("killed", "exec sleep 1000").start()
+	_, err := b.agent.Kill(b.ctx, &taskapi.KillRequest{ID: c.id, Signal: uint32(unix.SIGKILL)})
+	b.must(err)
+	if got := c.wait(); got != 128+9 {
+		b.Errorf("killed: exit status %d", got)
+	}
+	c = b.create("fat", "exec tail /dev/zero", limit(16<<20)).start()
+	if got := c.wait(); got != 128+9 {
+		b.Errorf("out of memory: exit status %d", got)
+	}
+}
+
+func limit(bytes int64) oci.SpecOpts {
+	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &bytes}
+		return nil
+	}
+}
+
+func containersAreSet(b *box) {
+	got := b.run("set", `
+		cat /proc/self/cgroup
+		ulimit -n
+		id -u; id -g
+		grep CapEff /proc/self/status
+		grep Seccomp: /proc/self/status
+		touch /x 2>/dev/null || echo read-only
+		cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max
+	`, limit(32<<20), oci.WithUser("12:34"), oci.WithRootFSReadonly(), oci.WithCapabilities(nil), oci.WithPidsLimit(77), oci.WithMounts([]specs.Mount{
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}},
+	}))
+	b.same("container", strings.Join(strings.Fields(got), " "),
+		"0::/ 1024 12 34 CapEff: 0000000000000000 Seccomp: 0 read-only 33554432 77")
+}
+
+// containersAreKept apart from the guest's own files.
+func containersAreKept(b *box) {
+	b.same("root", strings.Join(strings.Fields(b.run("kept", "ls /; mount | grep kuasar/agent || true")), " "),
+		"bin dev etc out proc run sys")
+}
+
+func podIsSet(b *box) {
+	got := b.run("pod", "hostname; cat /proc/sys/kernel/msgmax; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; date +%s")
+	fields := strings.Fields(got)
+	b.same("pod", strings.Join(fields[:len(fields)-1], " "), "name-of-pod 16384 0")
+	var now int64
+	fmt.Sscan(fields[len(fields)-1], &now)
+	if ago := time.Since(time.Unix(now, 0)); ago < -time.Second || ago > 10*time.Second {
+		b.Errorf("the clock is behind by %v", ago)
+	}
+	u, err := b.agent.Guest().Usage(b.ctx, &api.UsageRequest{})
+	b.must(err)
+	if u.MemoryTotal < 64<<20 || u.MemoryAvailable == 0 || u.MemoryAvailable > u.MemoryTotal || len(u.Containers.GetValue()) == 0 {
+		b.Errorf("usage %v", u)
+	}
+}
+
+// podHasNetwork has a container answer the host, and ask it.
+func podHasNetwork(b *box) {
+	c := b.create("net", `
+		ip addr show eth0 >/out/addr
+		ip route >/out/route
+		while true; do echo served | nc -l -p 80 || exit 1; done
+	`).start()
+	for _, ip := range []string{podIP, "[" + podIP6 + "]"} {
+		b.same("answer of "+ip, b.ask(ip+":80"), "served\n")
+	}
+	for _, want := range []string{podIP + "/24", podIP6 + "/64", "mtu 1400"} {
+		if got := c.read("addr"); !strings.Contains(got, want) {
+			b.Errorf("%s is not in %s", want, got)
+		}
+	}
+	if got := c.read("route"); !strings.Contains(got, "default via "+hostIP) {
+		b.Errorf("no default route: %s", got)
+	}
+}
+
+// ask dials until somebody listens: the container has just started.
+func (b *box) ask(address string) string {
+	b.Helper()
+	for b.ctx.Err() == nil {
+		c, err := net.DialTimeout("tcp", address, 10*time.Second)
+		if err != nil {
+			continue
+		}
+		text, err := io.ReadAll(c)
+		c.Close()
+		b.must(err)
+		return string(text)
+	}
+	b.Fatal(b.ctx.Err())
+	return ""
+}
+
+func verbsRepeat(b *box) {
+	g := b.agent.Guest()
+	for range 2 {
+		_, err := g.Setup(b.ctx, &api.SetupRequest{Hostname: "name-of-pod", Shares: []*api.Share{{Tag: vmm.Tag, Target: vmm.Seen}}, Entropy: []byte("entropy")})
+		b.must(err)
+		_, err = g.Unmount(b.ctx, &api.UnmountRequest{Target: "/run/none"})
+		b.must(err)
+	}
+}
+
+func verbsRefuse(b *box) {
+	g := b.agent.Guest()
+	_, err := g.Setup(b.ctx, &api.SetupRequest{Shares: []*api.Share{{Tag: "other", Target: vmm.Seen}}})
+	if !errdefs.IsAlreadyExists(errgrpc.ToNative(err)) {
+		b.Errorf("another share: %v", err)
+	}
+	_, err = g.Setup(b.ctx, &api.SetupRequest{Sysctls: map[string]string{"../sysrq-trigger": "c"}})
+	if !errdefs.IsInvalidArgument(errgrpc.ToNative(err)) {
+		b.Errorf("bad sysctl: %v", err)
+	}
+	soon, cancel := context.WithTimeout(b.ctx, 300*time.Millisecond)
+	defer cancel()
+	if _, err = g.Mount(soon, &api.MountRequest{Serial: "none", Type: "ext4", Target: "/run/disk"}); err == nil {
+		b.Error("a disk that is not there was mounted")
+	}
+}
+
+// shutdown ends the machine from the inside.
+func (b *box) shutdown() {
+	_, _ = b.agent.Guest().Shutdown(b.ctx, &api.ShutdownRequest{})
+	e, err := b.Wait(b.ctx)
+	if err != nil || e.Status != 0 {
+		b.Errorf("exit %+v, %v", e, err)
+	}
+}
