@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
+	"net"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -97,6 +98,12 @@ type (
 	// there is no such place: tasks go through the daemon.
 	Endpointer interface {
 		Endpoint() (address string, version uint32)
+	}
+
+	// Streamer connects to task/stream's port of an agent that does not share
+	// this host's file system. It is the agent of this sandbox alone.
+	Streamer interface {
+		Stream(ctx context.Context) (net.Conn, error)
 	}
 
 	// Platformer says what the sandbox runs if that is not the host's own

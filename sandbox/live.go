@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"net"
 
 	"github.com/containerd/errdefs"
 
@@ -107,6 +108,26 @@ func (l *Live) Agent(ctx context.Context) (*task.Client, error) {
 		return nil, err
 	}
 	return attempt(ctx, l.box.id, "reach agent", func() (*task.Client, error) { return s.Agent(ctx) })
+}
+
+// Streams says whether the sandbox is a Streamer.
+func (l *Live) Streams() bool {
+	_, s := l.box.current()
+	_, ok := s.(Streamer)
+	return ok
+}
+
+// Stream is Streamer.Stream.
+func (l *Live) Stream(ctx context.Context) (net.Conn, error) {
+	s, err := l.sandbox()
+	if err != nil {
+		return nil, err
+	}
+	streamer, ok := s.(Streamer)
+	if !ok {
+		return nil, fmt.Errorf("sandbox %s has no streams: %w", l.box.id, errdefs.ErrNotImplemented)
+	}
+	return attempt(ctx, l.box.id, "connect to streams", func() (net.Conn, error) { return streamer.Stream(ctx) })
 }
 
 // Prepare is Sandbox.Prepare. It is errdefs.ErrFailedPrecondition for a sandbox

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/stream"
 )
 
 // agentTime bounds the making of a connection to an agent that has said hello.
@@ -55,11 +57,23 @@ func (p *pod) connect(ctx context.Context) (*task.Client, error) {
 // errStalled is of a guest that takes connections and does not answer.
 var errStalled = fmt.Errorf("it did not answer within %v", agentTime)
 
-func (p *pod) dial(ctx context.Context) (*task.Client, error) {
+// Stream implements sandbox.Streamer.
+func (p *pod) Stream(ctx context.Context) (net.Conn, error) {
+	if err := p.running(); err != nil {
+		return nil, fmt.Errorf("streams of pod %s: %w", p.id, err)
+	}
+	return p.way().Dial(ctx, stream.Port)
+}
+
+// way to the guest.
+func (p *pod) way() transport {
 	p.mu.Lock()
-	link := p.transport
-	p.mu.Unlock()
-	conn, err := link.Dial(ctx, agentPort)
+	defer p.mu.Unlock()
+	return p.transport
+}
+
+func (p *pod) dial(ctx context.Context) (*task.Client, error) {
+	conn, err := p.way().Dial(ctx, agentPort)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ var (
 	_ sandbox.Processer = (*pod)(nil)
 	_ sandbox.Specer    = (*pod)(nil)
 	_ sandbox.Statser   = (*pod)(nil)
+	_ sandbox.Streamer  = (*pod)(nil)
 )
 
 // OCI implements sandbox.Specer: the machine as a container of this host. The

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/task/oom"
 	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
+	"github.com/containerd-kuasar/containerd-kuasar/task/stream"
 )
 
 const usage = `usage: kuasar-task failpoints
@@ -29,8 +30,12 @@ This is the guest's build: as PID 1 of a virtual machine it runs the containers
 of one pod.
 `
 
-// records are in memory, as the containers are.
-const records = "/run/kuasar/agent"
+// Records, and FIFOs while they are opened, are in memory, as the containers
+// are.
+const (
+	records = "/run/kuasar/agent"
+	fifos   = "/run/kuasar/fifos"
+)
 
 // roleOf makes PID 1 what it is, whatever the kernel's command line leaves it as
 // arguments.
@@ -78,6 +83,10 @@ func serve(modules *guest.Modules) error {
 	if err != nil {
 		return err
 	}
+	streams, err := stream.NewGuest(host, fifos)
+	if err != nil {
+		return err
+	}
 	var s *server.Server
 	watcher, err := oom.NewWatcher(func(id string) { s.OOM(id) })
 	if err != nil {
@@ -88,7 +97,7 @@ func serve(modules *guest.Modules) error {
 		Dir:      records,
 		Version:  version,
 		Runtimes: map[string]server.Runtime{"": runtime, container.OptionsURL: runtime},
-		Stdio:    silent{host},
+		Stdio:    streams,
 		Reaper:   reaper,
 		Holder:   nobody{},
 		OOM:      watcher,
@@ -102,11 +111,15 @@ func serve(modules *guest.Modules) error {
 	}
 	s.Register(t)
 	api.RegisterGuestService(t, guest.New(modules))
-	return listen(t)
+	return listen(t, streams)
 }
 
-func listen(t *ttrpc.Server) error {
+func listen(t *ttrpc.Server, streams *stream.Guest) error {
 	ports, err := guest.Listen(forward.Port)
+	if err != nil {
+		return err
+	}
+	stdio, err := guest.Listen(stream.Port)
 	if err != nil {
 		return err
 	}
@@ -116,6 +129,7 @@ func listen(t *ttrpc.Server) error {
 	}
 	failed := make(chan error)
 	go func() { failed <- forward.Serve(ports) }()
+	go func() { failed <- streams.Serve(stdio) }()
 	go func() { failed <- t.Serve(context.Background(), l) }()
 	go func() {
 		if err := guest.Greet(); err != nil {
@@ -130,10 +144,3 @@ type nobody struct{}
 
 func (nobody) Hold(string, *os.File) error { return nil }
 func (nobody) Drop(string)                 {}
-
-// silent gives every process /dev/null.
-type silent struct{ *stdio.Host }
-
-func (s silent) Open(ctx context.Context, c stdio.Config) (stdio.IO, error) {
-	return s.Host.Open(ctx, stdio.Config{Namespace: c.Namespace, Container: c.Container, Terminal: c.Terminal})
-}

@@ -33,9 +33,14 @@ const (
 
 // follower reads one agent's events.
 type follower struct {
+	pod   string        // the one sandbox that the agent has, empty for one of many
 	ready chan struct{} // closed when the tasks' states are the agent's, or err is set
 	err   error
 }
+
+// speaks says whether the agent is believed what it says of a task: a guest's
+// says nothing of another pod's.
+func (f *follower) speaks(t *Task) bool { return f.pod == "" || f.pod == t.pod }
 
 // native gives an agent's error its class.
 func native(err error) error {
@@ -80,7 +85,7 @@ func (t *Task) agent(ctx context.Context) (client *task.Client, err error) {
 			return nil, err
 		}
 		t.move(client)
-		if err = t.runtime.follow(ctx, client); err == nil {
+		if err = t.runtime.follow(ctx, client, t.sandbox, t.pod); err == nil {
 			return client, nil
 		}
 		wait := time.NewTimer(minRetry)
@@ -111,11 +116,14 @@ func (t *Task) move(client *task.Client) {
 
 // follow makes sure that an agent's events are read, and returns when the
 // states of its tasks are up to date.
-func (r *Runtime) follow(ctx context.Context, client *task.Client) error {
+func (r *Runtime) follow(ctx context.Context, client *task.Client, live *sandbox.Live, id string) error {
 	r.mu.Lock()
 	f, found := r.agents[client]
 	if !found {
 		f = &follower{ready: make(chan struct{})}
+		if live.Streams() {
+			f.pod = id
+		}
 		r.agents[client] = f
 	}
 	r.mu.Unlock()
@@ -132,13 +140,13 @@ func (r *Runtime) follow(ctx context.Context, client *task.Client) error {
 
 // read follows an agent until its connection ends.
 func (r *Runtime) read(client *task.Client, f *follower) {
-	stream, err := r.subscribe(client)
+	stream, err := r.subscribe(client, f)
 	f.err = err
 	close(f.ready)
 	for err == nil {
 		var e *api.Event
 		if e, err = stream.Recv(); err == nil {
-			r.guard(func() { r.dispatch(e) })
+			r.guard(func() { r.dispatch(f, e) })
 		}
 	}
 	r.mu.Lock()
@@ -177,7 +185,7 @@ func (r *Runtime) guard(f func()) {
 
 // subscribe reads events first and the list of processes then, so that
 // nothing falls in between.
-func (r *Runtime) subscribe(client *task.Client) (api.Agent_EventsClient, error) {
+func (r *Runtime) subscribe(client *task.Client, f *follower) (api.Agent_EventsClient, error) {
 	stream, err := client.Events(r.life, &api.EventsRequest{})
 	if err == nil {
 		_, err = stream.Recv() // the first says that the others follow
@@ -189,7 +197,7 @@ func (r *Runtime) subscribe(client *task.Client) (api.Agent_EventsClient, error)
 	if err != nil {
 		return nil, fmt.Errorf("follow agent: %w", errors.Join(native(err), errdefs.ErrUnavailable))
 	}
-	r.guard(func() { r.reconcile(client, list.Processes) })
+	r.guard(func() { r.reconcile(client, f, list.Processes) })
 	return stream, nil
 }
 
@@ -299,11 +307,12 @@ func (r *Runtime) attempt(id string, live *sandbox.Live) error {
 	for _, t := range tasks {
 		t.move(client)
 	}
-	if err := r.follow(ctx, client); err != nil {
+	if err := r.follow(ctx, client, live, id); err != nil {
 		return err
 	}
 	var errs []error
 	for _, t := range tasks {
+		t.restream(ctx)
 		errs = append(errs, t.resume(ctx))
 	}
 	return errors.Join(errs...)

@@ -192,11 +192,15 @@ func (t *Task) create(ctx context.Context, spec *specs.Spec, opts runtime.Create
 			return err
 		}
 	}
+	if err := t.open(ctx); err != nil {
+		return err
+	}
 	pid, err := t.make(ctx, bundle, opts)
 	if err != nil {
 		return err
 	}
 	fpCreated.Hit()
+	t.attach()
 	t.mu.Lock()
 	t.saved.Phase, t.saved.Pid = living, pid
 	t.mu.Unlock()

@@ -73,6 +73,7 @@ func (t *Task) dispose(ctx context.Context) (*runtime.Exit, error) {
 // remove deletes a process from its agent. A process of a sandbox that has
 // ended needs no agent: it may be dead.
 func (t *Task) remove(ctx context.Context, p *process) error {
+	p.drain(ctx)
 	err := t.call(ctx, func(agent *task.Client) error {
 		resp, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id, ExecID: p.exec})
 		if err == nil && resp.ExitedAt != nil {

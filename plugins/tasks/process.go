@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/stream"
 )
 
 var (
@@ -38,6 +39,8 @@ type process struct {
 	buried bool   // it was deleted before it ran
 	stdin  int    // a descriptor or -1, see holdStdin
 	closed bool   // CloseIO was called
+
+	carrier *stream.Carrier // of stdio, if the agent shares no file system with us
 
 	// While calls run whose events must come before that of an exit, and while
 	// there is a veil, the exit waits here.
@@ -207,6 +210,7 @@ func (p *process) bury() {
 	if !stopped {
 		close(p.done)
 	}
+	p.letStreams()
 }
 
 // Start implements runtime.Process.
@@ -215,10 +219,19 @@ func (p *process) Start(ctx context.Context) error {
 	defer p.let()
 	ctx, cancel := steady(ctx)
 	defer cancel()
+	if p.exec != "" { // a container's first process has its stdio since Create
+		if err := p.open(ctx); err != nil {
+			return fmt.Errorf("start %s: %w", p, err)
+		}
+	}
 	pid, err := p.start(ctx)
 	if err != nil {
+		if p.exec != "" {
+			p.letStreams()
+		}
 		return err
 	}
+	p.attach()
 	fpStarted.Hit()
 	p.mu.Lock()
 	p.made(pid)
@@ -287,6 +300,11 @@ func (p *process) CloseIO(ctx context.Context) error {
 	if p.exec == "" && p.stdio.Stdin != "" {
 		// Or the next daemon would hold it open again.
 		if err := p.task.save(func(s *saved) { s.StdinClosed = true }); err != nil {
+			return fmt.Errorf("close stdin of %s: %w", p, err)
+		}
+	}
+	if c := p.carried(); c != nil {
+		if err := c.CloseStdin(); err != nil {
 			return fmt.Errorf("close stdin of %s: %w", p, err)
 		}
 	}

@@ -23,11 +23,11 @@ const (
 )
 
 // dispatch takes note of one event.
-func (r *Runtime) dispatch(e *api.Event) {
+func (r *Runtime) dispatch(f *follower, e *api.Event) {
 	r.mu.Lock()
 	t := r.tasks[key{e.Namespace, e.ContainerId}]
 	r.mu.Unlock()
-	if t == nil {
+	if t == nil || !f.speaks(t) {
 		return // a sandbox's own process, or one that was never ours
 	}
 	switch e := e.Event.(type) {
@@ -55,13 +55,16 @@ func (p *process) ending(pid uint32, e *api.Exit) {
 }
 
 // reconcile makes the tasks of an agent what it says they are.
-func (r *Runtime) reconcile(client *task.Client, list []*api.Process) {
+func (r *Runtime) reconcile(client *task.Client, f *follower, list []*api.Process) {
 	listed := map[key][]*api.Process{}
 	for _, p := range list {
 		k := key{p.Namespace, p.ContainerId}
 		listed[k] = append(listed[k], p)
 	}
 	for _, t := range r.all() {
+		if !f.speaks(t) {
+			continue
+		}
 		if processes, found := listed[t.key]; found {
 			t.reconcile(processes)
 		} else if t.at() == client {
@@ -93,7 +96,8 @@ func (t *Task) reconcile(list []*api.Process) {
 	for _, d := range list {
 		p := t.get(d.ExecId)
 		if p == nil {
-			p = newProcess(t, d.ExecId, runtime.IO{Stdin: d.Stdin, Stdout: d.Stdout, Stderr: d.Stderr, Terminal: d.Terminal})
+			said := runtime.IO{Stdin: d.Stdin, Stdout: d.Stdout, Stderr: d.Stderr, Terminal: d.Terminal}
+			p = newProcess(t, d.ExecId, t.execIO(d.ExecId, said))
 			p.closed = true // or may be: nobody holds its stdin but the agent
 			t.addExec(p)
 		}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/runtime"
+
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 )
@@ -37,6 +39,8 @@ type saved struct {
 	Stdin, Stdout, Stderr string `json:",omitempty"`
 	StdinClosed           bool   `json:",omitempty"`
 	Terminal              bool   `json:",omitempty"`
+
+	Execs map[string]runtime.IO `json:",omitempty"` // see execIO
 }
 
 // exit of a process.

@@ -221,6 +221,7 @@ func (t *Task) restore(ctx context.Context) error {
 	if _, err := t.agent(ctx); err != nil {
 		return err
 	}
+	defer t.restream(ctx)
 	if !t.saved.Retain {
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/task/stream"
 )
 
 var _ Inner = (*Runtime)(nil)
@@ -37,6 +38,8 @@ type Runtime struct {
 	life context.Context // until Close
 	stop context.CancelFunc
 
+	streams func() (*stream.Host, error) // as soon as there is a guest
+
 	mu     sync.Mutex
 	tasks  map[key]*Task
 	broken map[key]*lost // not restored
@@ -56,6 +59,8 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 		tasks:  map[key]*Task{},
 		broken: map[key]*lost{},
 		agents: map[*task.Client]*follower{},
+
+		streams: sync.OnceValues(newStreams),
 	}
 	r.life, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	r.restore(ctx)

@@ -3,6 +3,7 @@ package tasks
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -124,6 +125,8 @@ func (t *Task) dropExec(p *process) {
 		delete(t.execs, p.exec)
 		// The next to write the record does without it.
 		t.saved.Told = slices.DeleteFunc(slices.Clone(t.saved.Told), func(id string) bool { return id == p.exec })
+		t.saved.Execs = maps.Clone(t.saved.Execs)
+		delete(t.saved.Execs, p.exec)
 	}
 }
 
@@ -199,8 +202,23 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 	defer p.let()
 	ctx, cancel := steady(ctx)
 	defer cancel()
+	err := t.noteExec(id, opts.IO)
+	if err == nil {
+		err = t.addToAgent(ctx, id, opts)
+	}
+	if err != nil {
+		t.dropExec(p)
+		p.bury()
+		return nil, err
+	}
+	t.publish(&apievents.TaskExecAdded{ContainerID: t.key.id, ExecID: id})
+	return p, nil
+}
+
+// addToAgent makes an exec known to the agent.
+func (t *Task) addToAgent(ctx context.Context, id string, opts runtime.ExecOpts) error {
 	again := false
-	err := t.call(ctx, func(agent *task.Client) error {
+	return t.call(ctx, func(agent *task.Client) error {
 		_, err := agent.Exec(ctx, &taskapi.ExecProcessRequest{
 			ID: t.key.id, ExecID: id, Spec: opts.Spec,
 			Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
@@ -211,13 +229,6 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 		again = true
 		return err
 	})
-	if err != nil {
-		t.dropExec(p)
-		p.bury()
-		return nil, err
-	}
-	t.publish(&apievents.TaskExecAdded{ContainerID: t.key.id, ExecID: id})
-	return p, nil
 }
 
 // Process implements runtime.Task.

@@ -190,7 +190,7 @@ func (p *process) become(to status) error {
 func (p *process) config() stdio.Config {
 	s := p.get()
 	return stdio.Config{
-		Namespace: p.c.namespace, Container: p.c.id,
+		Namespace: p.c.namespace, Container: p.c.id, Exec: p.exec,
 		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr,
 		Terminal: s.Terminal, StdinClosed: s.StdinClosed, Retain: s.Retain,
 	}

@@ -49,13 +49,7 @@ func writer(ctx context.Context, n node) (int, error) {
 
 // outputEnds opens a FIFO for a process: the process's end, and the read end
 // that keeps what it wrote. flags are the process's.
-func outputEnds(ctx context.Context, n node, flags int) (end, reader int, err error) {
-	// Without it the reader could see an end before the process's is open.
-	w, err := writer(ctx, n)
-	if err != nil {
-		return -1, -1, err
-	}
-	defer unix.Close(w)
+func outputEnds(n node, flags int) (end, reader int, err error) {
 	if end, err = n.open(unix.O_RDWR | flags); err != nil {
 		return -1, -1, err
 	}

@@ -17,7 +17,7 @@ func (p *process) open(ctx context.Context, cfg Config) error {
 	if err := p.openOutput(ctx, cfg, 1, cfg.Stdout); err != nil {
 		return fmt.Errorf("open stdout: %w", err)
 	}
-	if cfg.Terminal {
+	if cfg.Terminal || cfg.Remote && both(cfg) {
 		return nil
 	}
 	if both(cfg) {
@@ -106,17 +106,25 @@ func (p *process) openOutput(ctx context.Context, cfg Config, i int, name string
 	case cfg.Retain:
 		return p.retainOutput(ctx, i, n)
 	}
+	if !p.late {
+		// Without it the reader could see an end before the process's is open.
+		w, err := writer(ctx, n)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(w)
+	}
 	if p.terminal {
-		p.sink, p.ends[i].reader, err = outputEnds(ctx, n, unix.O_NONBLOCK)
+		p.sink, p.ends[i].reader, err = outputEnds(n, unix.O_NONBLOCK)
 		return err
 	}
 	var end int
-	end, p.ends[i].reader, err = outputEnds(ctx, n, 0)
+	end, p.ends[i].reader, err = outputEnds(n, 0)
 	return p.give(i, end, n.name, err)
 }
 
 func (p *process) openNull(i, flags int) error {
-	if p.terminal {
+	if p.terminal || p.remote {
 		return nil
 	}
 	f, err := os.OpenFile(os.DevNull, flags, 0)
@@ -191,8 +199,12 @@ func both(cfg Config) bool { return !cfg.Terminal && cfg.Stderr == cfg.Stdout &&
 
 // give makes fd what the process gets.
 func (p *process) give(i, fd int, name string, err error) error {
-	if err == nil {
-		p.files[i] = os.NewFile(uintptr(fd), name)
+	if err != nil {
+		return err
 	}
+	if p.remote {
+		err = unix.SetNonblock(fd, true) // package os then waits for it
+	}
+	p.files[i] = os.NewFile(uintptr(fd), name)
 	return err
 }

@@ -20,6 +20,8 @@ import (
 type process struct {
 	host     *Host
 	terminal bool
+	remote   bool
+	late     bool // whoever reads its output may come later
 
 	mu     sync.Mutex
 	files  [3]*os.File // the process's, until it was started
@@ -46,7 +48,7 @@ type end struct {
 }
 
 func newProcess(h *Host, cfg Config) *process {
-	p := &process{host: h, terminal: cfg.Terminal, stdin: -1, source: -1, sink: -1, master: -1}
+	p := &process{host: h, terminal: cfg.Terminal, remote: cfg.Remote, stdin: -1, source: -1, sink: -1, master: -1}
 	for i := range p.ends {
 		p.ends[i].reader = -1
 	}

@@ -12,13 +12,18 @@ import (
 // reopen takes up what a former agent opened. What has gone in the meantime
 // has no reader any more.
 func (p *process) reopen(ctx context.Context, cfg Config) error {
+	stdin, output := p.reopenStdin, p.reopenOutput
+	if p.remote { // nothing of it is open
+		p.late = true
+		stdin, output = p.openStdin, p.openOutput
+	}
 	var errs []error
 	if !cfg.StdinClosed {
-		errs = append(errs, p.reopenStdin(cfg.Stdin))
+		errs = append(errs, stdin(cfg))
 	}
-	errs = append(errs, p.reopenOutput(ctx, cfg, 1, cfg.Stdout))
+	errs = append(errs, output(ctx, cfg, 1, cfg.Stdout))
 	if !p.terminal && cfg.Stderr != cfg.Stdout {
-		errs = append(errs, p.reopenOutput(ctx, cfg, 2, cfg.Stderr))
+		errs = append(errs, output(ctx, cfg, 2, cfg.Stderr))
 	}
 	for i, err := range errs {
 		if errdefs.IsNotFound(err) || errors.Is(err, unix.ENXIO) {
@@ -28,8 +33,8 @@ func (p *process) reopen(ctx context.Context, cfg Config) error {
 	return errors.Join(errs...)
 }
 
-func (p *process) reopenStdin(name string) error {
-	t, err := parse(name)
+func (p *process) reopenStdin(cfg Config) error {
+	t, err := parse(cfg.Stdin)
 	if err != nil || t.kind != byPath {
 		return err
 	}

@@ -44,10 +44,12 @@ import (
 // "binary-v2:", as containerd's runtime v2 documents them).
 type Config struct {
 	Namespace, Container  string // what a logging program is told
+	Exec                  string // of a process that is not the container's first
 	Stdin, Stdout, Stderr string
 	Terminal              bool // Stderr is ignored then
 	Retain                bool // keep the newest output of FIFOs; see api.AgentClient.Retained
 	StdinClosed           bool // for Reopen: CloseStdin was called before
+	Remote                bool // the process is not of this host: who opens this copies; see Files
 }
 
 // Opener makes stdio. Host does it with FIFOs; a guest, whose stdio are
@@ -71,6 +73,10 @@ type IO interface {
 	// Files are what the process gets as stdin, stdout and stderr, all in
 	// blocking mode; all nil with a terminal. They belong to the IO and are
 	// good until Started or Close.
+	//
+	// Of a remote process they can be waited for, there are none for "" nor for a
+	// stderr that is stdout's name, and a reopened IO has them, too. Closing one
+	// ends what it goes to.
 	Files() (stdin, stdout, stderr *os.File)
 
 	// Started closes Files: from now on only the process has them. Call it
