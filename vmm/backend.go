@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -99,6 +98,9 @@ func (p *pod) plan(ctx context.Context) error {
 	}
 	p.state.Hypervisor, p.state.Accel = p.opts.Hypervisor, p.opts.Accel
 	p.state.CPUs, p.state.Memory, p.state.Slots = cpus, memory, p.opts.Slots
+	if p.opts.Debug {
+		p.state.Key = newKey()
+	}
 	if err := p.find(); err != nil {
 		return err
 	}
@@ -108,29 +110,12 @@ func (p *pod) plan(ctx context.Context) error {
 // find looks for what the machine needs of this host, so that it is not a
 // failed start that tells what is missing.
 func (p *pod) find() error {
-	for option, path := range map[string]string{"kernel": p.opts.Kernel, "initrd": p.opts.Initrd} {
-		if _, err := os.Stat(path); err != nil {
-			return fmt.Errorf("%s = %q: %w: build the guest with make guest, or set the option: %w", option, path, err, errdefs.ErrUnavailable)
+	for _, part := range p.opts.Parts(p.driver.Needs()) {
+		if part.Err != nil {
+			return part.Err
 		}
 	}
-	needs := p.driver.Needs()
-	if needs.Share {
-		if _, err := p.virtiofsd(); err != nil {
-			return err
-		}
-	}
-	if !needs.Vsock {
-		return nil
-	}
-	if p.byKernel() {
-		_, err := os.Stat(vhostVsock)
-		if err != nil {
-			err = fmt.Errorf("vsock = %q: %w: load the kernel's module vhost_vsock: %w", p.opts.Vsock, err, errdefs.ErrUnavailable)
-		}
-		return err
-	}
-	_, err := p.vhostDeviceVsock()
-	return err
+	return nil
 }
 
 // machine is the pod's without what is open: files and processes.

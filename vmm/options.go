@@ -41,6 +41,9 @@ type Options struct {
 
 	BootTimeout time.Duration // from the VMM's start to the agent's hello
 
+	// Debug opens the guest's debug console to this host's root.
+	Debug bool
+
 	// Allow are the keys that pods may set by annotations.
 	Allow []string
 }
@@ -94,6 +97,7 @@ var keys = map[string]struct {
 	"vsock":         {set: choice(func(o *Options) *string { return &o.Vsock }, AutoVsock, VhostVsock, UserVsock)},
 	"vsock_path":    {set: file(func(o *Options) *string { return &o.VsockPath }), host: true},
 	"boot_timeout":  {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
+	"debug":         {set: setDebug},
 	"allow":         {set: allow, host: true},
 }
 
@@ -185,6 +189,19 @@ func setAccel(o *Options, v any) error {
 		o.Accel = Accel(s)
 	}
 	return err
+}
+
+// setDebug takes a boolean also as text, as number does.
+func setDebug(o *Options, v any) error {
+	switch v {
+	case true, "true":
+		o.Debug = true
+	case false, "false":
+		o.Debug = false
+	default:
+		return fmt.Errorf("it must be true or false")
+	}
+	return nil
 }
 
 // number takes one also as text, since annotations are that.

@@ -88,6 +88,7 @@ type state struct {
 	CPUs       uint32 `json:"cpus"`
 	Memory     uint64 `json:"memory"`
 	Slots      int    `json:"slots"`
+	Key        []byte `json:"key,omitempty"` // of the debug console, if it is on
 }
 
 // Save implements sandbox.Sandbox.

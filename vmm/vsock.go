@@ -36,7 +36,7 @@ func (l *link) close() {
 // wire makes the guest's vsock, and listens for its hello. The caller closes l,
 // also on error.
 func (p *pod) wire(ctx context.Context, l *link) (err error) {
-	if p.driver.Needs().Vsock && p.byKernel() {
+	if p.driver.Needs().Vsock && p.opts.byKernel() {
 		return p.claim(ctx, l)
 	}
 	// All that says hello to a guest's own socket is that guest.
@@ -54,10 +54,10 @@ func (p *pod) wire(ctx context.Context, l *link) (err error) {
 	return err
 }
 
-// byKernel says whether the kernel is to serve the guest's vsock.
-func (p *pod) byKernel() bool {
-	if p.opts.Vsock != AutoVsock {
-		return p.opts.Vsock == VhostVsock
+// byKernel says whether the kernel is to serve guests' vsock.
+func (o Options) byKernel() bool {
+	if o.Vsock != AutoVsock {
+		return o.Vsock == VhostVsock
 	}
 	_, err := os.Stat(vhostVsock)
 	return err == nil
@@ -95,8 +95,8 @@ const hybridCID = 3
 // vsockDaemons are where vhost-device-vsock is looked for beside PATH.
 var vsockDaemons = []string{"/usr/libexec/vhost-device-vsock", "/usr/lib/kuasar/vhost-device-vsock"}
 
-func (p *pod) vhostDeviceVsock() (string, error) {
-	program, err := find("vhost-device-vsock", p.opts.VsockPath, vsockDaemons...)
+func (o Options) vhostDeviceVsock() (string, error) {
+	program, err := find("vhost-device-vsock", o.VsockPath, vsockDaemons...)
 	if err != nil {
 		return "", fmt.Errorf("%w: install vhost-device-vsock", err)
 	}
@@ -106,7 +106,7 @@ func (p *pod) vhostDeviceVsock() (string, error) {
 // vsockDaemon runs the daemon that serves the guest's vsock device, and connects
 // to it for the VMM.
 func (p *pod) vsockDaemon(ctx context.Context) (*os.File, error) {
-	program, err := p.vhostDeviceVsock()
+	program, err := p.opts.vhostDeviceVsock()
 	if err != nil {
 		return nil, err
 	}
