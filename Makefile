@@ -34,10 +34,11 @@ install: ## install the packages that building and testing need
 	@hack/install
 
 .PHONY: build
-build: ## build bin/: the daemon, the agent, Wasmtime's runner, and the stock shim and ctr
+build: ## build bin/: the daemon, the agent, Wasmtime's runner, kuasar-ctl, and the stock shim and ctr
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-kuasar ./cmd/containerd-kuasar
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '$(AGENTFLAGS)' -o bin/kuasar-task ./cmd/kuasar-task
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags "-static -Wl,--no-warnings"' -o bin/kuasar-wasmtime ./cmd/kuasar-wasmtime
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/kuasar-ctl ./cmd/kuasar-ctl
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-runc-v2 $(CONTAINERD)/cmd/containerd-shim-runc-v2
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctr $(CONTAINERD)/cmd/ctr
 

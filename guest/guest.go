@@ -45,6 +45,19 @@ type Manifest struct {
 	Digests  map[string]string `json:"digests"` // of files
 }
 
+// Read returns the manifest of the guest in a directory.
+func Read(dir string) (Manifest, error) {
+	var m Manifest
+	text, err := os.ReadFile(filepath.Join(dir, manifest))
+	if err == nil {
+		err = json.Unmarshal(text, &m)
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("manifest of the guest: %w", err)
+	}
+	return m, nil
+}
+
 // Build makes a guest. What was in its place is replaced, the manifest last.
 func Build(c Config) (Manifest, error) {
 	release, err := find(filepath.Join(c.Package, "lib/modules"))
