@@ -47,6 +47,14 @@ func found(name, detail string, err error) Part {
 	return Part{name, OK, detail}
 }
 
+// bad is a Part where a handler's options are wrong.
+func bad(err error) []Part {
+	if err == nil {
+		return nil
+	}
+	return []Part{found("options", "", err)}
+}
+
 // limit makes what is missing a limit: nothing else depends on it.
 func (p Part) limit(why string) Part {
 	if p.Grade == Missing {
@@ -106,7 +114,7 @@ func (n *Node) parts(ctx context.Context, h handler) []Part {
 		return n.vmm(ctx, h)
 	}
 	_, err := runc.Parse(h.options, runc.Defaults())
-	return append(n.host(ctx), found("options", "", err))
+	return append(n.host(ctx), bad(err)...)
 }
 
 // host is what pods need whose processes are this host's.

@@ -3,8 +3,8 @@ package ctl
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -22,18 +22,14 @@ const answerTime = 2 * time.Second
 type daemon struct{ *containerd.Client }
 
 func dial(ctx context.Context, address string) (daemon, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	c, err := containerd.New(address, containerd.WithTimeout(answerTime))
-	if err == nil {
-		var serving bool
-		if serving, err = c.IsServing(ctx); err == nil && !serving {
-			err = errors.New("it does not serve yet")
-		}
-		if err != nil {
-			err = errors.Join(err, c.Close())
-		}
+	// gRPC would try again for some time, and not say why.
+	var d net.Dialer
+	probe, err := d.DialContext(ctx, "unix", address)
+	if err != nil {
+		return daemon{}, fmt.Errorf("reach the daemon: %w", err)
 	}
+	probe.Close()
+	c, err := containerd.New(address, containerd.WithTimeout(answerTime))
 	if err != nil {
 		return daemon{}, fmt.Errorf("reach the daemon at %s: %w", address, err)
 	}

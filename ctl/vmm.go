@@ -19,8 +19,8 @@ import (
 func (n *Node) vmm(ctx context.Context, h handler) []Part {
 	all := []Part{kernel(5, 12), groups()}
 	o, err := n.machines(h)
-	if all = append(all, found("options", "", err)); err != nil {
-		return all
+	if err != nil {
+		return append(all, bad(err)...)
 	}
 	driver, ok := drivers.All()[o.Hypervisor]
 	if !ok {

@@ -12,7 +12,8 @@ import (
 // others are missed by those who choose them.
 func (n *Node) wasm(ctx context.Context, h handler) []Part {
 	o, err := wasm.Parse(h.options)
-	all := append(n.host(ctx), seccomp(), landlock(), found("options", "", err))
+	all := append(n.host(ctx), seccomp(), landlock())
+	all = append(all, bad(err)...)
 	programs := wasm.Programs{Wasmtime: n.text(pluginWasm, "wasmtime"), WasmEdge: n.text(pluginWasm, "wasmedge")}
 	for _, name := range engine.Names {
 		if h.name != "" && name != o.Engine && !slices.Contains(o.Engines, name) {

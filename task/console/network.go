@@ -72,13 +72,19 @@ func routes(out io.Writer, names map[int]string) error {
 	t := table(out)
 	row(t, "ROUTE", "GATEWAY", "INTERFACE", "SOURCE", "METRIC")
 	for _, r := range list {
-		to := "default"
-		if r.Dst != nil {
-			to = r.Dst.String()
-		}
-		row(t, to, address(r.Gw), names[r.LinkIndex], address(r.Src), strconv.Itoa(r.Priority))
+		row(t, destination(r.Dst), address(r.Gw), names[r.LinkIndex], address(r.Src), strconv.Itoa(r.Priority))
 	}
 	return t.Flush()
+}
+
+func destination(n *net.IPNet) string {
+	if n == nil {
+		return "default"
+	}
+	if ones, _ := n.Mask.Size(); ones == 0 {
+		return "default"
+	}
+	return n.String()
 }
 
 func neighbours(out io.Writer, names map[int]string) error {

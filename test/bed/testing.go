@@ -27,6 +27,7 @@ func Require(t testing.TB) {
 	}
 	for path, remedy := range map[string]string{
 		root + "/bin/containerd-kuasar": "make build",
+		root + "/bin/kuasar-ctl":        "make build",
 		root + "/" + raceBinary:         "make bed",
 		root + "/build/images/web":      "make bed",
 		root + "/build/modules":         "make bed",
