@@ -50,12 +50,15 @@ func (n *Node) Sandboxes(ctx context.Context) (all []Sandbox, offline, err error
 	if err != nil {
 		return nil, nil, err
 	}
+	all = []Sandbox{} // none is a list, too
 	d, offline := dial(ctx, n.Address)
 	if offline == nil {
 		defer d.Close()
-		if all, err = d.sandboxes(ctx); err != nil {
+		known, err := d.sandboxes(ctx)
+		if err != nil {
 			return nil, nil, err
 		}
+		all = append(all, known...)
 	}
 	for _, r := range records {
 		i := slices.IndexFunc(all, func(s Sandbox) bool { return s.ID == r.id && s.Sandboxer == r.sandboxer })
