@@ -223,7 +223,7 @@ func (p *process) Exited(ctx context.Context) error {
 
 // Retained returns the newest output of a process whose Config said Retain, and
 // what was not delivered yet: that counts as delivered then.
-func (p *process) Retained() (stdoutput, stderror *api.Output, err error) {
+func (p *process) Retained() (*api.RetainedResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out [kinds]*api.Output
@@ -234,11 +234,11 @@ func (p *process) Retained() (stdoutput, stderror *api.Output, err error) {
 		}
 		data, complete, err := o.retained(p.exited)
 		if err != nil {
-			return nil, nil, fmt.Errorf("read %s: %w", kind(k), err)
+			return nil, fmt.Errorf("read %s: %w", kind(k), err)
 		}
 		out[k] = &api.Output{Data: data, Complete: complete}
 	}
-	return out[stdout], out[stderr], nil
+	return &api.RetainedResponse{Stdout: out[stdout], Stderr: out[stderr], Ended: p.exited}, nil
 }
 
 // Close implements stdio.IO. What was not delivered is lost.
