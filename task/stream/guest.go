@@ -35,7 +35,9 @@ var _ stdio.Opener = (*Guest)(nil)
 
 // end is the guest's end of a stream.
 type end interface {
-	attach(net.Conn) // and returns when the connection has ended
+	// attach answers the request of a host that is at a place of the stream, and
+	// returns when the connection has ended.
+	attach(c net.Conn, at uint64)
 	close() error
 }
 
@@ -61,7 +63,7 @@ func (g *Guest) Serve(l net.Listener) error {
 func (g *Guest) serve(c net.Conn) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(requestTime))
-	name, err := readRequest(c)
+	name, at, err := readRequest(c)
 	if err != nil {
 		log.L.WithError(err).Warn("connection for a stream does not say which")
 		return
@@ -69,15 +71,12 @@ func (g *Guest) serve(c net.Conn) {
 	g.mu.Lock()
 	e := g.ends[name]
 	g.mu.Unlock()
-	answer := []byte{answerYes}
 	if e == nil {
-		answer[0] = answerNo
-	}
-	if _, err := c.Write(answer); err != nil || e == nil {
+		_ = writeAnswer(c, answerNo, 0)
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
-	e.attach(c)
+	e.attach(c, at)
 }
 
 // Reopen implements stdio.Opener. All of a guest's agent ends with it.
