@@ -476,7 +476,11 @@ func (a *agent) Retained(ctx context.Context, r *api.RetainedRequest) (*api.Reta
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return &api.RetainedResponse{Stdout: &api.Output{Data: []byte(a.kept[r.ContainerId]), Complete: true}}, nil
+	ended := false
+	for k, p := range a.procs {
+		ended = ended || k.id == r.ContainerId && k.exec == "" && p.Exit != nil
+	}
+	return &api.RetainedResponse{Stdout: &api.Output{Data: []byte(a.kept[r.ContainerId]), Complete: true}, Ended: ended}, nil
 }
 
 func (a *agent) Events(ctx context.Context, _ *api.EventsRequest, s api.Agent_EventsServer) error {

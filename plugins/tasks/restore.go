@@ -225,14 +225,14 @@ func (t *Task) restore(ctx context.Context) error {
 	if !t.saved.Retain {
 		return nil
 	}
-	gone := t.gone()
 	log := log.G(ctx).WithField("id", t.key.id)
-	if n, err := t.completeLog(ctx); err != nil {
+	n, ended, err := t.completeLog(ctx)
+	if err != nil {
 		log.WithError(err).Warn("output that a former daemon had in hand is not in the log")
 	} else if n > 0 {
 		log.WithField("bytes", n).Info("completed the log of a task")
 	}
-	if gone { // there is no more output than is in the log now
+	if ended { // what is in its FIFOs is in the log, too
 		t.uncover()
 	}
 	return nil
@@ -260,11 +260,12 @@ func (t *Task) resume(ctx context.Context) error {
 	return err
 }
 
-// completeLog appends to the container's log what a killed daemon had in hand.
-func (t *Task) completeLog(ctx context.Context) (int, error) {
+// completeLog appends to the container's log what a killed daemon had in hand,
+// and returns how many bytes that were. ended says that no more will come.
+func (t *Task) completeLog(ctx context.Context) (n int, ended bool, err error) {
 	path, err := t.logPath(ctx)
 	if err != nil || path == "" {
-		return 0, err
+		return 0, t.gone(), err
 	}
 	var kept *api.RetainedResponse
 	err = t.call(ctx, func(agent *task.Client) (err error) {
@@ -272,7 +273,7 @@ func (t *Task) completeLog(ctx context.Context) (int, error) {
 		return err
 	})
 	if err != nil {
-		return 0, err
+		return 0, t.gone(), err
 	}
 	var streams []crilog.Retained
 	for name, o := range map[string]*api.Output{"stdout": kept.Stdout, "stderr": kept.Stderr} {
@@ -280,7 +281,8 @@ func (t *Task) completeLog(ctx context.Context) (int, error) {
 			streams = append(streams, crilog.Retained{Stream: name, Data: o.Data, Complete: o.Complete})
 		}
 	}
-	return crilog.Complete(path, streams...)
+	n, err = crilog.Complete(path, streams...)
+	return n, kept.Ended, err
 }
 
 // criMetadata is the extension in which the CRI plugin keeps its record of a

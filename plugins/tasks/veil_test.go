@@ -162,3 +162,35 @@ func TestStdinEndsWithTheProcess(t *testing.T) {
 		t.Error("stdin does not end with the process")
 	}
 }
+
+// A container that exits after its agent was asked what runs, and before it is
+// asked for output, has all of that in the log: what a FIFO still has must not
+// be read again.
+func TestExitAmidARestart(t *testing.T) {
+	r := newRig(t)
+	_, out, _ := r.runCRI("c")
+	r.entry("c", "one")
+	agent, err := os.OpenFile(out, os.O_RDWR, 0)
+	r.must(err)
+	_, err = agent.WriteString("two\n")
+	r.must(err)
+	r.agent.kept["c"] = "one\ntwo\n"
+	r.agent.on("retained", func() {
+		r.agent.on("retained", nil)
+		r.agent.exit("c", "", 4)
+		agent.Close()
+	})
+	r.crash(nil)
+	if got := r.logged("c"); got != "one two" {
+		t.Errorf("log %q", got)
+	}
+	if e := r.wait(r.get("c")); e.Status != 4 { // though nobody opens its output
+		t.Errorf("exit %+v", e)
+	}
+	rest, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	r.must(err)
+	defer rest.Close()
+	if n, _ := rest.Read(make([]byte, 100)); n > 0 {
+		t.Errorf("%d bytes are read again", n)
+	}
+}

@@ -341,9 +341,12 @@ func (x *RetainedRequest) GetContainerId() string {
 }
 
 type RetainedResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stdout        *Output                `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        *Output                `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Stdout *Output                `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr *Output                `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// The process has exited: this has all its output, also what is in its
+	// FIFOs.
+	Ended         bool `protobuf:"varint,3,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -390,6 +393,13 @@ func (x *RetainedResponse) GetStderr() *Output {
 		return x.Stderr
 	}
 	return nil
+}
+
+func (x *RetainedResponse) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 // Output is the newest of what left a stream's FIFO, oldest first.
@@ -836,10 +846,11 @@ const file_agent_proto_rawDesc = "" +
 	"\tprocesses\x18\x01 \x03(\v2\x18.kuasar.agent.v1.ProcessR\tprocesses\"\x0f\n" +
 	"\rEventsRequest\"4\n" +
 	"\x0fRetainedRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"t\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x8a\x01\n" +
 	"\x10RetainedResponse\x12/\n" +
 	"\x06stdout\x18\x01 \x01(\v2\x17.kuasar.agent.v1.OutputR\x06stdout\x12/\n" +
-	"\x06stderr\x18\x02 \x01(\v2\x17.kuasar.agent.v1.OutputR\x06stderr\"8\n" +
+	"\x06stderr\x18\x02 \x01(\v2\x17.kuasar.agent.v1.OutputR\x06stderr\x12\x14\n" +
+	"\x05ended\x18\x03 \x01(\bR\x05ended\"8\n" +
 	"\x06Output\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\xb3\x02\n" +

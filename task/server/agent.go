@@ -72,7 +72,7 @@ func (s *Server) Events(ctx context.Context, _ *api.EventsRequest, stream api.Ag
 
 // Retainer is what stdio has beside that keeps the newest output.
 type Retainer interface {
-	Retained() (stdout, stderr *api.Output, err error)
+	Retained() (*api.RetainedResponse, error)
 }
 
 // Retained implements api.AgentService.
@@ -89,8 +89,8 @@ func (s *Server) Retained(ctx context.Context, r *api.RetainedRequest) (*api.Ret
 	if !ok {
 		return nil, fmt.Errorf("%s does not retain its output: its spec lacks the annotation %s: %w", p, api.RetainOutput, errdefs.ErrFailedPrecondition)
 	}
-	resp := &api.RetainedResponse{}
-	if resp.Stdout, resp.Stderr, err = retainer.Retained(); err != nil {
+	resp, err := retainer.Retained()
+	if err != nil {
 		return nil, fmt.Errorf("retained output of %s: %w", p, err)
 	}
 	return resp, nil

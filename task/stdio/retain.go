@@ -76,7 +76,7 @@ func (p *process) relay(i int, from, to node) error {
 
 // Retained returns the newest output of a process whose Config said Retain,
 // also after its end, until Close. stderr is nil with a terminal.
-func (p *process) Retained() (stdout, stderr *api.Output, err error) {
+func (p *process) Retained() (*api.RetainedResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out := [3]*api.Output{}
@@ -92,12 +92,12 @@ func (p *process) Retained() (stdout, stderr *api.Output, err error) {
 		}
 		data, complete, err := retained()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		out[i] = &api.Output{Data: data, Complete: complete}
 	}
 	if out[1] == nil && out[2] == nil {
-		return nil, nil, fmt.Errorf("output is not retained: %w", errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("output is not retained: %w", errdefs.ErrFailedPrecondition)
 	}
-	return out[1], out[2], nil
+	return &api.RetainedResponse{Stdout: out[1], Stderr: out[2], Ended: p.exited}, nil
 }

@@ -12,13 +12,13 @@ import (
 
 func retained(t *testing.T, sio IO) (stdout, stderr *api.Output) {
 	t.Helper()
-	stdout, stderr, err := sio.(interface {
-		Retained() (stdout, stderr *api.Output, err error)
+	resp, err := sio.(interface {
+		Retained() (*api.RetainedResponse, error)
 	}).Retained()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return stdout, stderr
+	return resp.Stdout, resp.Stderr
 }
 
 func TestRetain(t *testing.T) {

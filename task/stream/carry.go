@@ -29,13 +29,14 @@ type stream struct {
 	name string
 	kind kind
 	file *os.File // non-blocking; nil for a stdin that has ended
+	at   uint64   // where output is
 }
 
 // carry copies over as many connections as it takes.
 func (s *stream) carry(ctx context.Context, dial Dial) (err error) {
 	for left := tries; left > 0; left-- {
-		c, err := s.connect(ctx, dial)
-		if errdefs.IsNotFound(err) {
+		var c net.Conn
+		if c, err = s.connect(ctx, dial); errdefs.IsNotFound(err) {
 			return nil // its process was deleted
 		}
 		if err != nil {
@@ -60,7 +61,7 @@ func (s *stream) connect(ctx context.Context, dial Dial) (net.Conn, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
-	if err := request(c, s.name); err != nil {
+	if s.at, err = request(c, s.name, s.at); err != nil {
 		stop()
 		return nil, errors.Join(err, c.Close())
 	}
@@ -89,13 +90,15 @@ func (s *stream) attach(ctx context.Context, c net.Conn) (carried bool, err erro
 // receive copies output. Where it cannot be written, because a program that logs
 // has ended, it is lost as it would be on the host.
 func (s *stream) receive(ctx context.Context, c net.Conn) (carried bool, err error) {
-	return carried, readFrames(c, func(b []byte) error {
+	err = readFrames(c, func(b []byte) error {
 		if _, err := s.file.Write(b); err != nil && ctx.Err() != nil {
 			return err
 		}
 		carried = true
+		s.at += uint64(len(b))
 		return writeCount(c, len(b))
 	})
+	return carried, err
 }
 
 // send copies stdin. The guest ends the connection when the process has gone, or

@@ -35,7 +35,9 @@ var _ stdio.Opener = (*Guest)(nil)
 
 // end is the guest's end of a stream.
 type end interface {
-	attach(net.Conn) // and returns when the connection has ended
+	// attach answers the request of a host that is at a place of the stream, and
+	// returns when the connection has ended.
+	attach(c net.Conn, at uint64)
 	close() error
 }
 
@@ -61,7 +63,7 @@ func (g *Guest) Serve(l net.Listener) error {
 func (g *Guest) serve(c net.Conn) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(requestTime))
-	name, err := readRequest(c)
+	name, at, err := readRequest(c)
 	if err != nil {
 		log.L.WithError(err).Warn("connection for a stream does not say which")
 		return
@@ -69,15 +71,12 @@ func (g *Guest) serve(c net.Conn) {
 	g.mu.Lock()
 	e := g.ends[name]
 	g.mu.Unlock()
-	answer := []byte{answerYes}
 	if e == nil {
-		answer[0] = answerNo
-	}
-	if _, err := c.Write(answer); err != nil || e == nil {
+		_ = writeAnswer(c, answerNo, 0)
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
-	e.attach(c)
+	e.attach(c, at)
 }
 
 // Reopen implements stdio.Opener. All of a guest's agent ends with it.
@@ -223,7 +222,7 @@ func (p *process) Exited(ctx context.Context) error {
 
 // Retained returns the newest output of a process whose Config said Retain, and
 // what was not delivered yet: that counts as delivered then.
-func (p *process) Retained() (stdoutput, stderror *api.Output, err error) {
+func (p *process) Retained() (*api.RetainedResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out [kinds]*api.Output
@@ -234,11 +233,11 @@ func (p *process) Retained() (stdoutput, stderror *api.Output, err error) {
 		}
 		data, complete, err := o.retained(p.exited)
 		if err != nil {
-			return nil, nil, fmt.Errorf("read %s: %w", kind(k), err)
+			return nil, fmt.Errorf("read %s: %w", kind(k), err)
 		}
 		out[k] = &api.Output{Data: data, Complete: complete}
 	}
-	return out[stdout], out[stderr], nil
+	return &api.RetainedResponse{Stdout: out[stdout], Stderr: out[stderr], Ended: p.exited}, nil
 }
 
 // Close implements stdio.IO. What was not delivered is lost.

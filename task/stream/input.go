@@ -17,17 +17,20 @@ type input struct {
 // attach writes what comes to the FIFO. At the end stdin ends, as far as this
 // goes: the process's IO has a write end, too. Where the process has gone, or
 // has closed its stdin, the host is told by the end of the connection.
-func (i *input) attach(c net.Conn) {
+func (i *input) attach(c net.Conn, _ uint64) {
 	i.mu.Lock()
 	if i.conn != nil {
 		i.conn.Close()
 	}
 	i.conn = c
 	i.mu.Unlock()
-	err := readFrames(c, func(b []byte) error {
-		_, err := i.file.Write(b)
-		return err
-	})
+	err := writeAnswer(c, answerYes, 0)
+	if err == nil {
+		err = readFrames(c, func(b []byte) error {
+			_, err := i.file.Write(b)
+			return err
+		})
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.conn != c {

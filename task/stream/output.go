@@ -92,16 +92,17 @@ func (o *output) end() {
 }
 
 // attach serves a connection until the stream ends, or another one comes.
-func (o *output) attach(c net.Conn) {
+func (o *output) attach(c net.Conn, at uint64) {
 	o.mu.Lock()
 	if o.conn != nil {
 		o.conn.Close()
 	}
 	o.conn = c
+	o.log.delivered(at)
 	offset := o.log.done
 	o.mu.Unlock()
 	go o.count(c, offset)
-	if o.send(c, offset) != nil {
+	if writeAnswer(c, answerYes, offset) != nil || o.send(c, offset) != nil {
 		return
 	}
 	// The host closes when it has all; before that, what is on its way could

@@ -20,11 +20,13 @@
 //
 // Each stream has a connection of its own, to Port: the transport's flow
 // control is each stream's, and a reader that does not read stops nobody else.
-// The host begins with a request, two bytes of length and as many of the
-// stream's name, which is answered with one byte. Then who has the data sends
-// frames: two bytes of length, in network order, and as many of data; none is
-// the end. Of output, the host answers with counts: four bytes, how many bytes
-// it has delivered since the one before. Whoever reads the end closes.
+// The host begins with a request: two bytes of length and as many of the stream's
+// name, and eight that say where in the stream, in bytes from its beginning, it
+// is as far as it knows. The answer is one byte, and eight that say where this
+// connection begins. Then who has the data sends frames: two bytes of length and
+// as many of data; none is the end. Of output, the host answers with counts: four
+// bytes, how many bytes it has delivered since the one before. Whoever reads the
+// end closes. All numbers are in network order.
 package stream
 
 import (
@@ -48,7 +50,9 @@ const (
 	headSize  = 2
 	dataSize  = frameSize - headSize
 
-	countSize = 4
+	countSize  = 4
+	placeSize  = 8
+	answerSize = 1 + placeSize
 
 	// nameSize bounds the name of a stream: three identifiers of containerd, of
 	// 76 bytes each, and more.
@@ -137,35 +141,43 @@ func readCount(r io.Reader) (int, error) {
 	return int(binary.BigEndian.Uint32(b[:])), err
 }
 
-// request asks for a stream. It is errdefs.ErrNotFound where there is none.
-func request(c net.Conn, name string) error {
-	b := binary.BigEndian.AppendUint16(nil, uint16(len(name)))
-	if _, err := c.Write(append(b, name...)); err != nil {
-		return err
+// request asks for a stream from a place on, and returns from where it comes. It
+// is errdefs.ErrNotFound where there is none.
+func request(c net.Conn, name string, at uint64) (start uint64, err error) {
+	b := append(binary.BigEndian.AppendUint16(nil, uint16(len(name))), name...)
+	if _, err := c.Write(binary.BigEndian.AppendUint64(b, at)); err != nil {
+		return 0, err
 	}
-	var answer [1]byte
+	var answer [answerSize]byte
 	if _, err := io.ReadFull(c, answer[:]); err != nil {
-		return err
+		return 0, err
 	}
 	switch answer[0] {
 	case answerYes:
-		return nil
+		return binary.BigEndian.Uint64(answer[1:]), nil
 	case answerNo:
-		return fmt.Errorf("the guest has no stream %s: %w", name, errdefs.ErrNotFound)
+		return 0, fmt.Errorf("the guest has no stream %s: %w", name, errdefs.ErrNotFound)
 	}
-	return fmt.Errorf("the guest answers %d: %w", answer[0], errdefs.ErrUnknown)
+	return 0, fmt.Errorf("the guest answers %d: %w", answer[0], errdefs.ErrUnknown)
 }
 
-func readRequest(r io.Reader) (string, error) {
+func writeAnswer(w io.Writer, answer byte, start uint64) error {
+	_, err := w.Write(binary.BigEndian.AppendUint64([]byte{answer}, start))
+	return err
+}
+
+func readRequest(r io.Reader) (name string, at uint64, err error) {
 	var head [headSize]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return "", err
+		return "", 0, err
 	}
-	n := binary.BigEndian.Uint16(head[:])
+	n := int(binary.BigEndian.Uint16(head[:]))
 	if n > nameSize {
-		return "", errors.New("the name of a stream is too long")
+		return "", 0, errors.New("the name of a stream is too long")
 	}
-	b := make([]byte, n)
-	_, err := io.ReadFull(r, b)
-	return string(b), err
+	b := make([]byte, n+placeSize)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return "", 0, err
+	}
+	return string(b[:n]), binary.BigEndian.Uint64(b[n:]), nil
 }

@@ -36,7 +36,7 @@ func Require(t testing.TB) {
 		pluginDir + "/bridge":           "hack/install",
 	} {
 		if _, err := os.Stat(path); err != nil {
-			t.Skipf("needs %s (%s)", path, remedy)
+			lack(t, path+" ("+remedy+")")
 		}
 	}
 }
@@ -46,7 +46,7 @@ func Require(t testing.TB) {
 func RequireEngine(t testing.TB, name string) {
 	t.Helper()
 	if !HasEngine(name) {
-		t.Skipf("needs %s (hack/wasmedge)", name)
+		lack(t, name+" (hack/wasmedge)")
 	}
 }
 
@@ -68,20 +68,41 @@ func HasEngine(name string) bool {
 func RequireVMM(t testing.TB) {
 	t.Helper()
 	Require(t)
+	if what := LackOfVMM(); what != "" {
+		lack(t, what)
+	}
+}
+
+// Strict is the environment variable that makes tests fail which miss what
+// hack/install gets, instead of being skipped.
+const Strict = "KUASAR_TEST_STRICT"
+
+func lack(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv(Strict) != "" {
+		t.Fatalf("needs %s, and %s is set", what, Strict)
+	}
+	t.Skip("needs " + what)
+}
+
+// LackOfVMM names what is missing for a bed's virtual machines, and where it
+// comes from; empty if nothing is.
+func LackOfVMM() string {
 	root, err := findRoot()
 	if err != nil {
-		t.Fatal(err)
+		return err.Error()
 	}
 	for _, file := range []string{"vmlinux", "initramfs.cpio"} {
 		if _, err := os.Stat(filepath.Join(root, "build/guest", file)); err != nil {
-			t.Skipf("needs build/guest/%s (make guest)", file)
+			return "build/guest/" + file + " (make guest)"
 		}
 	}
 	for _, program := range []string{"qemu-system-x86_64", "vhost-device-vsock"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("needs %s (hack/install)", program)
+			return program + " (hack/install)"
 		}
 	}
+	return ""
 }
 
 // raceBinary is the daemon that is tested, built with the race detector.

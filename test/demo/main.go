@@ -30,6 +30,7 @@ type handler struct {
 var handlers = []handler{
 	{bed.Runc, "container, no shim, no pause", nothing, "", linux},
 	{bed.Stock, "container, stock containerd", program("runc"), "", linux},
+	{bed.VMM, "virtual machine, QEMU", bed.LackOfVMM, "", linux},
 	{bed.Wasm, "WebAssembly, wazero", nothing, engine.Wazero, module},
 	{bed.Wasm, "WebAssembly, Wasmtime", nothing, engine.Wasmtime, module},
 	{bed.Wasm, "WebAssembly, WasmEdge", wasmEdge, engine.WasmEdge, module},
