@@ -11,8 +11,8 @@ import (
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	task "github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
-	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/typeurl/v2"
 )
 
 // answerTime bounds what the daemon may take to be connected to.
@@ -61,7 +61,7 @@ func (d daemon) sandboxes(ctx context.Context) ([]Sandbox, error) {
 		}
 		for _, s := range list {
 			one := Sandbox{ID: s.ID, Namespace: namespace, Sandboxer: s.Sandboxer, CreatedAt: s.CreatedAt}
-			one.Name, one.PodNamespace = podName(s)
+			one.Name, one.PodNamespace = name(s.Extensions)
 			all = append(all, one)
 		}
 		return nil
@@ -69,9 +69,9 @@ func (d daemon) sandboxes(ctx context.Context) ([]Sandbox, error) {
 	return all, err
 }
 
-// podName is in the CRI plugin's own record of a sandbox (versionedMetadata of
-// internal/cri/store/sandbox).
-func podName(s core.Sandbox) (name, namespace string) {
+// name is in the CRI plugin's own record of a sandbox or container, which is an
+// extension of containerd's (versionedMetadata of internal/cri/store).
+func name(extensions map[string]typeurl.Any) (name, namespace string) {
 	var r struct {
 		Metadata struct {
 			Config struct {
@@ -79,7 +79,7 @@ func podName(s core.Sandbox) (name, namespace string) {
 			}
 		}
 	}
-	for _, e := range s.Extensions {
+	for _, e := range extensions {
 		if json.Unmarshal(e.GetValue(), &r) == nil && r.Metadata.Config.Metadata.Name != "" {
 			return r.Metadata.Config.Metadata.Name, r.Metadata.Config.Metadata.Namespace
 		}
@@ -121,7 +121,8 @@ func (d daemon) containers(ctx context.Context) (map[[2]string][]Container, erro
 				continue
 			}
 			k := [2]string{namespace, c.SandboxID}
-			all[k] = append(all[k], Container{ID: c.ID, Name: c.Labels["io.kubernetes.container.name"], Image: c.Image, State: states[c.ID]})
+			of, _ := name(c.Extensions)
+			all[k] = append(all[k], Container{ID: c.ID, Name: of, Image: c.Image, State: states[c.ID]})
 		}
 		return nil
 	})

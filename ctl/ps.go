@@ -114,7 +114,7 @@ func (d daemon) complete(ctx context.Context, all []Sandbox) error {
 	}
 	for i := range all {
 		s := &all[i]
-		s.Containers = slices.Concat([]Container{}, containers[[2]string{s.Namespace, s.ID}])
+		s.Containers = append([]Container{}, containers[[2]string{s.Namespace, s.ID}]...)
 		if s.Namespace == "" {
 			continue // its records cannot be read
 		}

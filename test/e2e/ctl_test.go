@@ -85,7 +85,7 @@ func TestCtlPs(t *testing.T) {
 	equal(t, "state", s.State, "running")
 	equal(t, "name", s.Name, p.Config.Metadata.Name)
 	equal(t, "namespaces", s.Namespace+" "+s.PodNamespace, "k8s.io default")
-	if len(s.Containers) != 1 || s.Containers[0].ID != c.ID || s.Containers[0].State != "running" || s.Pid == 0 || s.CreatedAt.IsZero() {
+	if len(s.Containers) != 1 || s.Containers[0].ID != c.ID || s.Containers[0].Name != c.Config.Metadata.Name || s.Containers[0].State != "running" || s.Pid == 0 || s.CreatedAt.IsZero() {
 		t.Errorf("sandbox %+v", s)
 	}
 	other := all[stock.ID]
