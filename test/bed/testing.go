@@ -1,6 +1,7 @@
 package bed
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -105,6 +106,10 @@ func LackOfVMM() string {
 	return ""
 }
 
+// Daemon is the environment variable that names another daemon to test than
+// that built with the race detector, which is slow in a machine that is.
+const Daemon = "KUASAR_TEST_DAEMON"
+
 // raceBinary is the daemon that is tested, built with the race detector.
 const raceBinary = "build/race/containerd-kuasar"
 
@@ -118,7 +123,7 @@ func Test(t testing.TB, options Options) *Bed {
 		if err != nil {
 			t.Fatal(err)
 		}
-		options.Binary = filepath.Join(root, raceBinary)
+		options.Binary = cmp.Or(os.Getenv(Daemon), filepath.Join(root, raceBinary))
 	}
 	each, r := options.Log, &races{}
 	options.Log = func(line string) {
