@@ -110,16 +110,35 @@ func TestCtlPs(t *testing.T) {
 // An operator looks into a virtual machine that lets them, and into no other.
 func TestCtlVM(t *testing.T) {
 	bed.RequireVMM(t)
-	n := on(t, newBed(t, bed.Options{Config: debugging}), bed.VMM)
-	contains(t, "check", n.kuasarctl("check", "vmm"), "vmm (kuasar-vmm) runs here")
-	closed := n.pod(nil)
-	n.refused("debug = true", "exec", closed.ID, "--", "ps")
-	n.refused("debug = true", "console", closed.ID)
-	n.must(closed.Remove(n.ctx))
-
+	b := newBed(t, bed.Options{Config: debugging})
+	t.Run("closed", func(t *testing.T) {
+		n := on(t, b, bed.VMM)
+		contains(t, "check", n.kuasarctl("check", "vmm"), "vmm (kuasar-vmm) runs here")
+		p := n.pod(nil)
+		n.refused("debug = true", "exec", p.ID, "--", "ps")
+		n.refused("debug = true", "console", p.ID)
+	})
+	n := on(t, b, bed.VMM)
 	p := n.pod(debug)
 	c := n.run(p, nil)
-	name := p.Config.Metadata.Name
+	t.Run("shown", func(t *testing.T) { on(t, b, bed.VMM).shown(p, c) })
+	t.Run("session", func(t *testing.T) { on(t, b, bed.VMM).session(p) })
+	t.Run("follow", func(t *testing.T) { on(t, b, bed.VMM).follows(p) })
+	t.Run("restart", func(t *testing.T) {
+		n := on(t, b, bed.VMM)
+		n.must(n.Stop(n.ctx))
+		contains(t, "processes without the daemon", n.kuasarctl("exec", p.ID, "--", "ps"), "sleep 100000")
+		n.must(n.Start(n.ctx))
+		contains(t, "processes after a restart", n.kuasarctl("exec", p.ID, "--", "ps"), "sleep 100000")
+		n.must(p.Stop(n.ctx))
+		n.refused("does not run", "exec", p.ID, "--", "ps")
+	})
+}
+
+// shown holds that what there is of a machine is shown.
+func (n *fixture) shown(p *bed.Pod, c *bed.Container) {
+	t, name := n.t, p.Config.Metadata.Name
+	t.Helper()
 	s := n.sandboxes()[p.ID]
 	if s.VMM != "qemu" || s.VCPUs != 1 || s.Memory != 128<<20 || s.Pid == 0 || !s.Debug || len(s.Containers) != 1 {
 		t.Errorf("sandbox %+v", s)
@@ -137,23 +156,19 @@ func TestCtlVM(t *testing.T) {
 	}
 	n.refused("no regular file", "exec", p.ID, "cat", "/dev/kmsg")
 	n.refused("unknown command", "exec", p.ID, "--", "rm", "-rf", "/")
+}
 
+// session holds that commands are read and run until the end.
+func (n *fixture) session(p *bed.Pod) {
+	n.t.Helper()
 	cmd := n.KuasarCtl(n.ctx, "console", p.ID)
 	cmd.Stdin = strings.NewReader("cat /proc/sys/kernel/hostname\nnosuch\n\n ls '/sys/fs/cgroup' \nexit\nps\n")
 	out, err := cmd.CombinedOutput()
 	n.must(err)
-	contains(t, "session", string(out), p.Config.Hostname, `unknown command "nosuch"`, "cgroup.procs")
+	contains(n.t, "session", string(out), p.Config.Hostname, `unknown command "nosuch"`, "cgroup.procs")
 	if strings.Contains(string(out), "COMMAND") {
-		t.Errorf("after exit: %s", out)
+		n.t.Errorf("after exit: %s", out)
 	}
-	n.follows(p)
-
-	n.must(n.Stop(n.ctx))
-	contains(t, "processes without the daemon", n.kuasarctl("exec", p.ID, "--", "ps"), "sleep 100000")
-	n.must(n.Start(n.ctx))
-	contains(t, "processes after a restart", n.kuasarctl("exec", p.ID, "--", "ps"), "sleep 100000")
-	n.must(p.Stop(n.ctx))
-	n.refused("does not run", "exec", p.ID, "--", "ps")
 }
 
 // follows holds that the kernel's log is shown as it comes, until whoever looks
