@@ -97,6 +97,10 @@ func (g Group) Signal(sig unix.Signal) error {
 	if len(pids) == 0 {
 		return fmt.Errorf("no process: %w", errdefs.ErrNotFound)
 	}
+	return send(pids, sig)
+}
+
+func send(pids []int, sig unix.Signal) error {
 	for _, pid := range slices.Backward(pids) {
 		// One that is gone by now is as good as signalled.
 		if err := kill(pid, sig); err != nil && err != unix.ESRCH {
@@ -130,9 +134,10 @@ func (g Group) Kill() error {
 	}
 	// What is frozen makes no others. On v1 it dies when it is thawed.
 	frozen := m.Freeze(cgroups.Frozen)
-	err = errors.Join(g.Signal(unix.SIGKILL), m.Freeze(cgroups.Thawed))
-	if frozen == nil {
-		return err
+	err = g.Signal(unix.SIGKILL)
+	thawed := m.Freeze(cgroups.Thawed)
+	if frozen == nil || err != nil {
+		return errors.Join(err, thawed)
 	}
 	return g.outrun(frozen)
 }
@@ -140,19 +145,27 @@ func (g Group) Kill() error {
 // rounds bounds outrun.
 const rounds = 1000
 
-// outrun kills what cannot be frozen, again and again: each time sees only what
-// was there when it began.
+// outrun kills what cannot be frozen, until there is nothing new: each round
+// sees only what was there when it began.
 func (g Group) outrun(why error) error {
+	killed := map[int]bool{} // and not gone yet
 	for range rounds {
-		err := g.Signal(unix.SIGKILL)
-		if errdefs.IsNotFound(err) {
-			return nil
-		}
+		pids, err := g.Pids()
 		if err != nil {
 			return err
 		}
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return killed[pid] })
+		if len(pids) == 0 {
+			return nil
+		}
+		if err := send(pids, unix.SIGKILL); err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			killed[pid] = true
+		}
 	}
-	return fmt.Errorf("processes are left after %d rounds of SIGKILL: %w: %w", rounds, why, errdefs.ErrUnavailable)
+	return fmt.Errorf("it forks faster than it is killed: %w: %w", why, errdefs.ErrUnavailable)
 }
 
 // Destroy kills what is in the cgroup recorded in dir and removes it. The
