@@ -75,11 +75,14 @@ imports = []
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
         BinaryName = 'runc'
         Root = '{{.Dir}}/s/runc'
+        SystemdCgroup = {{.Systemd}}
 
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-runc]
       runtime_type = 'io.containerd.kuasar.v1'
       sandboxer = 'runc'
       disable_pause_image_pull = true
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-runc.options]
+        SystemdCgroup = {{.Systemd}}
 
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm]
       runtime_type = 'io.containerd.kuasar.v1'
@@ -143,8 +146,9 @@ func (b *Bed) configure() error {
 	}
 	vsock, _ := exec.LookPath("vhost-device-vsock") // the daemon has another PATH
 	var config bytes.Buffer
-	err := configuration.Execute(&config, map[string]string{
-		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
+	err := configuration.Execute(&config, map[string]any{
+		"Systemd": Systemd(),
+		"Dir":     b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
 		"Guest": b.Path("build/guest"), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
 	})
 	if err != nil {

@@ -75,8 +75,11 @@ func outer() (int, error) {
 	cmd.Env = append(os.Environ(), stage+"="+stageInit, groupVariable+"="+group, "TMPDIR="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
 		Pdeathsig:  syscall.SIGKILL,
+	}
+	if !Systemd() {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWPID
 	}
 	err = cmd.Start()
 	if err == nil {
@@ -101,10 +104,7 @@ func initialize() (int, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return 0, fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return 0, fmt.Errorf("mount /proc: %w", err)
-	}
-	if err := enterGroup(os.Getenv(groupVariable)); err != nil {
+	if err := enter(); err != nil {
 		return 0, err
 	}
 	loopback, err := netlink.LinkByName("lo")
@@ -128,6 +128,17 @@ func initialize() (int, error) {
 	status, err := reap(pid)
 	// The kernel cannot end a frozen process, and waits for it.
 	return status, errors.Join(err, thaw())
+}
+
+// enter makes the pid and cgroup namespaces usable, where there are any.
+func enter() error {
+	if Systemd() {
+		return adopt()
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return enterGroup(os.Getenv(groupVariable))
 }
 
 // relay passes on to a child what asks this process to end, which itself ends

@@ -53,8 +53,8 @@ func (b *Bed) leakedProcesses(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var leaks []string
-	for _, p := range all {
-		if p.Pid == 1 || p.Pid == os.Getpid() || p.Parent == os.Getpid() || p.isWorker() {
+	for _, p := range below(all, os.Getppid()) {
+		if p.Pid == os.Getpid() || p.Parent == os.Getpid() || p.isWorker() {
 			continue
 		}
 		if err := AwaitExit(ctx, p.Pid); err != nil {
@@ -62,6 +62,22 @@ func (b *Bed) leakedProcesses(ctx context.Context) ([]string, error) {
 		}
 	}
 	return leaks, nil
+}
+
+// below are those processes that come from another one: of a bed all but its
+// first.
+func below(all []Process, first int) []Process {
+	parents := make(map[int]int, len(all))
+	for _, p := range all {
+		parents[p.Pid] = p.Parent
+	}
+	return slices.DeleteFunc(all, func(p Process) bool {
+		pid := p.Parent
+		for pid > 0 && pid != first {
+			pid = parents[pid]
+		}
+		return pid != first
+	})
 }
 
 func (b *Bed) leakedMounts(context.Context) ([]string, error) {

@@ -14,7 +14,7 @@ import (
 )
 
 // startTimeout bounds the daemon's start, a loaded machine included.
-const startTimeout = time.Minute
+var startTimeout = Patience(time.Minute)
 
 // Require skips a test where a bed cannot be, and names what is missing.
 func Require(t testing.TB) {

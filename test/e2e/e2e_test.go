@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { bed.Main(m) }
 
 // deadline bounds each test with each handler.
-const deadline = time.Minute
+var deadline = bed.Patience(time.Minute)
 
 // handlers are what every test runs with, unless it is about one. The stock
 // one shows that the test itself is right. KUASAR_HANDLERS has others.

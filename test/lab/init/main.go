@@ -135,9 +135,20 @@ func mounts(root, version string) error {
 			errs = append(errs, mount("cgroup", in(filepath.Join(groups, c)), "cgroup", safe, c))
 		}
 	} else {
-		errs = append(errs, mount("cgroup2", in(groups), "cgroup2", safe, "nsdelegate"))
+		errs = append(errs, mount("cgroup2", in(groups), "cgroup2", safe, "nsdelegate"), share(in(groups)))
 	}
 	return errors.Join(errs...)
+}
+
+// share gives the groups below one all its controllers, as hosts' first
+// processes do.
+func share(group string) error {
+	names, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	all := "+" + strings.Join(strings.Fields(string(names)), " +")
+	return os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte(all), 0)
 }
 
 // loopback sets lo up; everything else is the job's.
