@@ -221,7 +221,7 @@ func (n *node) whileAlive() (*node, context.CancelFunc) {
 		case <-ctx.Done():
 		}
 	}()
-	return &node{Bed: n.Bed, t: n.t, ctx: ctx}, cancel
+	return &node{Bed: n.Bed, t: n.t, ctx: ctx, handler: n.handler}, cancel
 }
 
 // died says whether a failpoint has killed a process since.
