@@ -42,6 +42,14 @@ func (n *node) door(name string) (door, containerOption) {
 	}
 }
 
+// at has a door at another place in the container.
+func at(path string, mount containerOption) containerOption {
+	return func(c *runtime.ContainerConfig) {
+		mount(c)
+		c.Mounts[len(c.Mounts)-1].ContainerPath = path
+	}
+}
+
 // through waits until the door is opened, and says that it went through when all
 // that follows has come to its end.
 func through(script string) string {
@@ -166,7 +174,7 @@ func TestVMRunsOn(t *testing.T) {
 
 // TestVMOutput kills the daemon again and again while a container writes.
 func TestVMOutput(t *testing.T) {
-	const lines = 20_000
+	const lines = 10_000
 	n := newVMNode(t)
 	p, id := n.run(both(lines) + "; exit 6")
 	for range 4 {
