@@ -58,7 +58,6 @@ func (n *node) ended(ctx context.Context, container string, e *execution) (code 
 func TestVMExec(t *testing.T) {
 	const lines = 2000
 	n := newVMNode(t)
-	debugVM(t, n)
 	ctx := namespaces.WithNamespace(n.ctx, bed.Namespace)
 	early, mount := n.door("early")
 	late, mountLate := n.door("late")
