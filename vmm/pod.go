@@ -245,6 +245,14 @@ func (p *pod) kill(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Kill implements sandbox.Killer.
+func (p *pod) Kill(ctx context.Context) error {
+	if err := p.kill(ctx); err != nil {
+		return fmt.Errorf("kill pod %s: %w", p.id, err)
+	}
+	return nil
+}
+
 // Stop implements sandbox.Sandbox.
 func (p *pod) Stop(ctx context.Context) error {
 	p.mu.Lock()

@@ -52,6 +52,9 @@ func (h hybrid) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 		c, err = h.dial(ctx, port)
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("it does not answer: %w: %w", err, errdefs.ErrUnavailable)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("dial guest, port %d: %w", port, err)
 	}
