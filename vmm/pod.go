@@ -73,6 +73,7 @@ type pod struct {
 	control   VM
 	transport transport
 	client    *task.Client
+	keeper    *keeper // of the transport, if it needs one
 }
 
 // state is what Save returns.
@@ -245,6 +246,14 @@ func (p *pod) kill(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Kill implements sandbox.Killer.
+func (p *pod) Kill(ctx context.Context) error {
+	if err := p.kill(ctx); err != nil {
+		return fmt.Errorf("kill pod %s: %w", p.id, err)
+	}
+	return nil
+}
+
 // Stop implements sandbox.Sandbox.
 func (p *pod) Stop(ctx context.Context) error {
 	p.mu.Lock()
@@ -279,7 +288,19 @@ func (p *pod) clear(ctx context.Context) error {
 	if err := p.kill(ctx); err != nil {
 		return err
 	}
-	return errors.Join(p.part(), cgroup.Remove(p.group))
+	return errors.Join(p.letKeeper(), p.part(), cgroup.Remove(p.group))
+}
+
+// letKeeper closes the transport's keeper: it has no more to keep.
+func (p *pod) letKeeper() error {
+	p.mu.Lock()
+	k := p.keeper
+	p.keeper = nil
+	p.mu.Unlock()
+	if k == nil {
+		return nil
+	}
+	return k.close()
 }
 
 // running is an error for a pod that takes no calls.
