@@ -170,7 +170,7 @@ func TestPrepareFails(t *testing.T) {
 			t.Errorf("%s: %v is left", name, left)
 		}
 	}
-	close(p.over)
+	p.finish()
 	if _, err := p.Prepare(t.Context(), container(t, "one")); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("in a pod that is over: %v", err)
 	}
