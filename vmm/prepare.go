@@ -79,6 +79,7 @@ func check(c *sandbox.Container) error {
 type volume struct {
 	source   string
 	readOnly bool
+	private  bool // what is mounted below source later does not appear
 }
 
 // volumeDir is the directory of a bundle where its volumes are, by number.
@@ -94,7 +95,10 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 			continue
 		}
 		s.Mounts[i].Source = filepath.Join(host.Bundle(Seen, c.ID), volumeDir, strconv.Itoa(len(volumes)))
-		volumes = append(volumes, volume{source: m.Source, readOnly: slices.Contains(m.Options, "ro")})
+		volumes = append(volumes, volume{
+			source: m.Source, readOnly: slices.Contains(m.Options, "ro"),
+			private: !slices.ContainsFunc(m.Options, followed),
+		})
 	}
 	// The guest is the pod: what its containers share, the guest's own
 	// namespaces are.
@@ -127,6 +131,12 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 		r.HugepageLimits = nil
 	}
 	return volumes
+}
+
+// followed says whether a mount with that option has what is mounted below its
+// source later.
+func followed(option string) bool {
+	return slices.Contains([]string{"slave", "rslave", "shared", "rshared"}, option)
 }
 
 func hasNamespace(l *specs.Linux, kind specs.LinuxNamespaceType) bool {
@@ -162,9 +172,12 @@ func (p *pod) mount(bundle string, volumes []volume) error {
 		if err != nil {
 			return err
 		}
-		// What is mounted below the source later appears here too, but nothing
-		// goes the other way.
+		// What is mounted below the source later may appear here too, but
+		// nothing goes the other way.
 		attr := unix.MountAttr{Propagation: unix.MS_SLAVE}
+		if v.private {
+			attr.Propagation = unix.MS_PRIVATE
+		}
 		if v.readOnly {
 			attr.Attr_set = unix.MOUNT_ATTR_RDONLY
 		}

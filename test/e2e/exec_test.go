@@ -120,7 +120,7 @@ func TestResizeTerminal(t *testing.T) {
 		n.must(err)
 		defer master.Close()
 		n.must(master.Resize(console.WinSize{Width: 80, Height: 24}))
-		cmd := n.Crictl(n.ctx, "exec", "-it", c.ID, "sh", "-c", "trap 'stty size; exit' WINCH; stty size; echo ready; while :; do sleep 0.1; done")
+		cmd := n.Crictl(n.ctx, "exec", "-it", c.ID, "sh", "-c", `trap 'echo resized' WINCH; echo ready; until [ "$(stty size)" = "50 100" ]; do sleep 0.1; done; sleep 0.1; stty size`)
 		terminal := openTerminal(t, slave)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
 		n.must(cmd.Start())
@@ -133,7 +133,7 @@ func TestResizeTerminal(t *testing.T) {
 		}
 		n.must(master.Resize(console.WinSize{Width: 100, Height: 50}))
 		n.must(cmd.Process.Signal(unix.SIGWINCH))
-		contains(t, "output", readTerminal(out), "50 100")
+		contains(t, "output", readTerminal(out), "resized", "50 100")
 		n.must(cmd.Wait())
 	})
 }

@@ -31,7 +31,7 @@ func TestIdentity(t *testing.T) {
 			s.Capabilities = &runtime.Capability{AddCapabilities: []string{"NET_ADMIN"}, DropCapabilities: []string{"CHOWN"}}
 			s.Seccomp = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: profile}
 		})
-		equal(t, "user and groups", n.exec(c, "id -u; id -g; id -G"), "1000\n2000\n2000 3000 4000")
+		equal(t, "user and groups", n.exec(c, "id -u; id -g; id -G"), "1000\n2000\n2000 3000 4000 50000") // the last is of the image
 		equal(t, "environment", n.exec(c, `echo "$ONE,$SPACES,${EMPTY-unset}"`), "1, a\tb ,")
 		equal(t, "working directory", n.exec(c, "pwd"), "/made/for/it")
 		status := n.exec(c, "cat /proc/1/status")
