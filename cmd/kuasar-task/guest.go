@@ -92,7 +92,7 @@ func serve(modules *guest.Modules) error {
 	if err != nil {
 		return err
 	}
-	runtime := container.New(nobody{})
+	runtime := container.Machine{Runtime: container.New(nobody{})}
 	s = server.New(server.Config{
 		Dir:      records,
 		Version:  version,
