@@ -62,7 +62,9 @@ type pod struct {
 	group   string // cgroup of the machine's processes
 	saved   func(context.Context) error
 
-	over    chan struct{} // closed when it is no longer running
+	life    context.Context // is done when it is no longer running
+	over    <-chan struct{} // life's
+	finish  context.CancelFunc
 	dialing chan struct{} // holds a token while the agent is dialed
 
 	mu        sync.Mutex
@@ -120,7 +122,7 @@ func (p *pod) end(e sandbox.Exit) (first bool) {
 		return false
 	default:
 		p.exit = e
-		close(p.over)
+		p.finish()
 		return true
 	}
 }
