@@ -74,10 +74,11 @@ func (b *Backend) pod(spec sandbox.Spec) *pod {
 	if parent := spec.Config.GetLinux().GetCgroupParent(); parent != "" {
 		group = host.CgroupPath(parent, spec.ID)
 	}
+	life, finish := context.WithCancel(context.Background())
 	return &pod{
 		backend: b, id: spec.ID, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
 		group: host.Cgroup(group, spec.ID, false), saved: spec.Saved,
-		over: make(chan struct{}), dialing: make(chan struct{}, 1),
+		life: life, over: life.Done(), finish: finish, dialing: make(chan struct{}, 1),
 		procs: map[string]*proc{}, state: state{Processes: map[string]Process{}},
 	}
 }
@@ -187,6 +188,7 @@ func (p *pod) reopen(ctx context.Context) error {
 	case <-p.over: // meanwhile, and not all were known then
 		p.fell()
 	default:
+		p.offer()
 	}
 	return nil
 }

@@ -98,6 +98,7 @@ func (p *pod) boot(ctx context.Context) error {
 		return err
 	}
 	fpSetup.Hit()
+	p.offer()
 	return nil
 }
 

@@ -105,7 +105,7 @@ imports = []
 `))
 
 // network is a bridge with masquerading and host ports, as most clusters
-// have. Its addresses are the bed's alone: so is the network namespace.
+// have, of both kinds of IP. Its addresses are the bed's alone: so is the network namespace.
 const network = `{
   "cniVersion": "1.0.0",
   "name": "bed",
@@ -119,8 +119,8 @@ const network = `{
       "ipam": {
         "type": "host-local",
         "dataDir": "%s/ipam",
-        "ranges": [[{"subnet": "10.88.0.0/16"}]],
-        "routes": [{"dst": "0.0.0.0/0"}]
+        "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
       }
     },
     {"type": "portmap", "capabilities": {"portMappings": true}}

@@ -107,12 +107,8 @@ func initialize() (int, error) {
 	if err := enter(); err != nil {
 		return 0, err
 	}
-	loopback, err := netlink.LinkByName("lo")
-	if err != nil {
-		return 0, fmt.Errorf("find loopback: %w", err)
-	}
-	if err := netlink.LinkSetUp(loopback); err != nil {
-		return 0, fmt.Errorf("set loopback up: %w", err)
+	if err := connect(); err != nil {
+		return 0, err
 	}
 	if err := os.Setenv(stage, stageInner); err != nil {
 		return 0, err
@@ -139,6 +135,26 @@ func enter() error {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
 	return enterGroup(os.Getenv(groupVariable))
+}
+
+// connect makes the network namespace one of a node.
+func connect() error {
+	loopback, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(loopback); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	// Else the bridge would use its IPv6 address only after some seconds in
+	// which it looks for others that have the same.
+	for _, scope := range []string{"all", "default"} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+scope+"/accept_dad", []byte("0"), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // relay passes on to a child what asks this process to end, which itself ends

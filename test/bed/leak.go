@@ -172,6 +172,8 @@ var homes = []string{
 	"r/io.containerd.grpc.v1.cri/containers",
 	"s/io.containerd.grpc.v1.cri/netns",
 	"s/kuasar/runc",
+	"s/kuasar/vmm",
+	"s/kuasar/wasm",
 	"s/kuasar/tasks/k8s.io",
 	"s/kuasar/worker/containers/k8s.io",
 	"shim/s",
@@ -230,14 +232,14 @@ func (b *Bed) leakedObjects(ctx context.Context) ([]string, error) {
 }
 
 // sweep removes what is left of the bed by force, whoever should have done
-// so: processes that name its directory, mounts, and the bridge.
+// so: its processes, mounts, and the bridge.
 func (b *Bed) sweep() error {
 	all, err := Processes()
 	errs := []error{err}
 	ctx, cancel := context.WithTimeout(context.Background(), leakTimeout)
 	defer cancel()
 	for _, p := range all {
-		if p.Pid == os.Getpid() || !strings.Contains(strings.Join(p.Args, " "), b.Dir) {
+		if p.Pid == os.Getpid() || !p.of(b) {
 			continue
 		}
 		if err := syscall.Kill(p.Pid, syscall.SIGKILL); err == nil {

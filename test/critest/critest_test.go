@@ -31,7 +31,7 @@ func TestCritest(t *testing.T) {
 	table := Table{Handlers: strings.Split(*handlers, ",")}
 	for _, handler := range table.Handlers {
 		start := time.Now()
-		results, err := Run(t.Context(), b, handler, *nodes)
+		results, err := Run(t.Context(), b, handler, *nodes, "benchmark")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,9 +31,9 @@ func (r Result) Skipped() bool { return r.State == "skipped" || r.State == "pend
 // Results are those of one run by the case's full name.
 type Results map[string]Result
 
-// Run runs the whole suite against a handler, nodes cases at a time. A case
-// that fails is no error.
-func Run(ctx context.Context, b *bed.Bed, handler string, nodes int) (Results, error) {
+// Run runs the suite against a handler, nodes cases at a time, but for the cases
+// that skip, a regular expression, matches. A case that fails is no error.
+func Run(ctx context.Context, b *bed.Bed, handler string, nodes int, skip string) (Results, error) {
 	dir := filepath.Join(b.Dir, "critest", handler)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ func Run(ctx context.Context, b *bed.Bed, handler string, nodes int) (Results, e
 	}
 	report := filepath.Join(dir, "report.json")
 	cmd := exec.CommandContext(ctx, b.Path("build/ginkgo"),
-		"--nodes="+strconv.Itoa(nodes), "--skip=benchmark", "--json-report=report.json", "--output-dir="+dir, "--no-color", "--succinct",
+		"--nodes="+strconv.Itoa(nodes), "--skip="+skip, "--json-report=report.json", "--output-dir="+dir, "--no-color", "--succinct",
 		suite, "--",
 		"-config="+filepath.Join(b.Dir, "crictl.yaml"),
 		"-runtime-endpoint=unix://"+b.Socket(), "-runtime-handler="+handler)

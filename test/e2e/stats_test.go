@@ -53,19 +53,24 @@ func TestUpdate(t *testing.T) { each(t, update) }
 
 func update(t *testing.T, n *fixture) {
 	c := n.run(n.pod(nil), func(c *runtime.ContainerConfig) {
-		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20}
+		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 150000, MemoryLimitInBytes: 64 << 20}
 	})
-	limits := func() (string, string) { return limit(t, c, "cpu"), limit(t, c, "memory") }
+	limits := func() (string, string) {
+		if n.handler == bed.VMM { // the guest has the cgroup
+			return n.exec(c, "cut -d ' ' -f 1 /sys/fs/cgroup/cpu.max"), n.exec(c, "cat /sys/fs/cgroup/memory.max")
+		}
+		return limit(t, c, "cpu"), limit(t, c, "memory")
+	}
 	cpu, memory := limits()
-	equal(t, "CPU quota", cpu, "50000")
+	equal(t, "CPU quota", cpu, "150000")
 	equal(t, "memory limit", memory, "67108864")
 	_, err := n.Runtime.UpdateContainerResources(n.ctx, &runtime.UpdateContainerResourcesRequest{
 		ContainerId: c.ID,
-		Linux:       &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, MemoryLimitInBytes: 32 << 20},
+		Linux:       &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 120000, MemoryLimitInBytes: 32 << 20},
 	})
 	n.must(err)
 	cpu, memory = limits()
-	equal(t, "CPU quota after the update", cpu, "20000")
+	equal(t, "CPU quota after the update", cpu, "120000")
 	equal(t, "memory limit after the update", memory, "33554432")
 	status, err := c.Status(n.ctx)
 	n.must(err)
