@@ -74,6 +74,19 @@ unit: ## run the tests beside the code with the race detector
 integration: bed ## run the real daemon with real pods, and critest
 	@$(GO) test -count=1 -p 1 -timeout 30m $(INTEGRATION)
 
+# Tests of what differs in the lab: KVM, an older kernel, cgroup v2, systemd.
+LAB := ./test/lab/inside ./internal/pidfd ./task/container ./task/oom ./task/stats
+RUNLAB := KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar KUASAR_HANDLERS=$${KUASAR_HANDLERS:-kuasar-runc} build/lab/lab
+
+.PHONY: lab
+lab: bed ## test on KVM, vhost-vsock, cgroup v2 and systemd, in an emulated machine
+	@mkdir -p build/lab/tests
+	@$(GO) build -o build/lab/lab ./test/lab
+	@$(GO) test -c -o build/lab/tests/ $(LAB) ./test/e2e
+	@build/lab/lab -- sh -ec 'for d in $(LAB); do cd $$d; $(CURDIR)/build/lab/tests/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done'
+	@$(RUNLAB) -- sh -c 'cd test/e2e && $(CURDIR)/build/lab/tests/e2e.test -test.run TestLab -test.v'
+	@$(RUNLAB) -systemd -- sh -c 'cd test/e2e && $(CURDIR)/build/lab/tests/e2e.test -test.run TestLab -test.v'
+
 .PHONY: test
 test: install bed lint unit integration ## all that the CI runs
 
