@@ -51,7 +51,7 @@ func unified(t *testing.T, n *fixture) {
 	equal(t, "most processes", limit(t, c, "pids"), "10")
 	equal(t, "throttled memory", limit(t, c, "high"), "33554432")
 	equal(t, "CPU weight", limit(t, c, "weight"), "77")
-	r, err := c.Exec(n.ctx, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done; echo all")
+	r, err := c.Exec(n.ctx, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 >/dev/null 2>&1 & done; echo all")
 	n.must(err)
 	if r.ExitCode == 0 {
 		t.Errorf("12 processes are within 10: %s", r.Stdout)
