@@ -129,7 +129,7 @@ func (p *pod) greet(ctx context.Context, l net.Listener) error {
 	case err = <-heard:
 		return err
 	case <-p.over:
-		err = fmt.Errorf("the machine ended before its agent was ready: %w", errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("the machine ended before its agent was ready: check the options kernel, initrd and kernel_params, or build the guest with make guest: %w", errdefs.ErrFailedPrecondition)
 	case <-ctx.Done():
 		err = fmt.Errorf("wait for the guest's agent: %w", context.Cause(ctx))
 	}
