@@ -4,7 +4,8 @@
  * module is called by. There are no processes in WASI: the shell runs its tools
  * itself, one after another.
  *
- * The shell knows words, quotes, ";", "&&", "||" and "while".
+ * The shell knows words, quotes, ";", "&&", "||" and "while", and refuses what
+ * else a shell has.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -209,6 +210,10 @@ static void script(char *text)
 		words[s.count++] = to;
 		while (*text && !strchr(" \t\n;", *text)) {
 			char quote = *text == '\'' || *text == '"' ? *text++ : 0;
+			if (!quote && strchr("|&<>$`(){}*?", *text)) {
+				fprintf(stderr, "box: sh: %c is nothing that it knows\n", *text);
+				exit(2);
+			}
 			while (quote && *text && *text != quote)
 				*to++ = *text++;
 			if (!quote)
