@@ -36,7 +36,7 @@ func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle
 }
 
 func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bundle, err error) {
-	if err := check(c); err != nil {
+	if err := errors.Join(identifiers.Validate(c.ID), check(c)); err != nil {
 		return b, err
 	}
 	if err := p.running(); err != nil {
@@ -48,14 +48,30 @@ func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bund
 		rootfs = []mount.Mount{{Type: "bind", Source: c.Spec.Root.Path, Options: []string{"rbind"}}}
 	}
 	volumes := p.translate(c)
-	path, err := host.MakeBundleSeen(ctx, share, Seen, c.ID, c.Spec, rootfs, nil)
+	mounts, disk, err := p.root(ctx, c.ID, rootfs)
+	if err != nil {
+		return b, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.detach(context.WithoutCancel(ctx), c.ID))
+		}
+	}()
+	if disk != "" {
+		c.Spec.Root = &specs.Root{Path: disk, Readonly: c.Spec.Root != nil && c.Spec.Root.Readonly}
+	}
+	path, err := host.MakeBundleSeen(ctx, share, Seen, c.ID, c.Spec, mounts, nil)
 	if err != nil {
 		return b, err
 	}
 	if err := p.mount(path, volumes); err != nil {
 		return b, errors.Join(err, p.release(c.ID))
 	}
-	return sandbox.Bundle{Path: host.Bundle(Seen, c.ID), Rootfs: filepath.Join(path, "rootfs"), Options: c.Options}, nil
+	b = sandbox.Bundle{Path: host.Bundle(Seen, c.ID), Options: c.Options}
+	if disk == "" {
+		b.Rootfs = filepath.Join(path, "rootfs")
+	}
+	return b, nil
 }
 
 // check finds what no container can be made of.
@@ -211,7 +227,15 @@ func (p *pod) mount(bundle string, volumes []volume) error {
 }
 
 // Release implements sandbox.Sandbox.
-func (p *pod) Release(_ context.Context, id string) error { return p.release(id) }
+func (p *pod) Release(ctx context.Context, id string) error {
+	if err := identifiers.Validate(id); err != nil {
+		return err
+	}
+	if err := p.detach(ctx, id); err != nil {
+		return fmt.Errorf("release container %s: %w", id, err)
+	}
+	return p.release(id)
+}
 
 func (p *pod) release(id string) error {
 	if err := identifiers.Validate(id); err != nil {

@@ -43,7 +43,7 @@ func (p *pod) Start(ctx context.Context) error {
 
 // boot runs the machine until its agent is ready. What can be done at once is.
 func (p *pod) boot(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.opts.BootTimeout, fmt.Errorf("the guest was not ready within %v (boot_timeout)", p.opts.BootTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, p.opts.BootTimeout, fmt.Errorf("the guest was not ready within %v (boot_timeout): raise that if this node is slow: %w", p.opts.BootTimeout, context.DeadlineExceeded))
 	defer cancel()
 	if err := p.begin(ctx); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (p *pod) greet(ctx context.Context, l net.Listener) error {
 	case err = <-heard:
 		return err
 	case <-p.over:
-		err = fmt.Errorf("the machine ended before its agent was ready: %w", errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("the machine ended before its agent was ready: are kernel = %q and initrd = %q a guest's of this release (make guest), and kernel_params right? %w", p.opts.Kernel, p.opts.Initrd, errdefs.ErrFailedPrecondition)
 	case <-ctx.Done():
 		err = fmt.Errorf("wait for the guest's agent: %w", context.Cause(ctx))
 	}

@@ -113,6 +113,7 @@ func serve(modules *guest.Modules) error {
 		Reaper:   reaper,
 		Holder:   nobody{},
 		OOM:      watcher,
+		Refresh:  guest.Refresh,
 	})
 	if err := s.Restore(context.Background(), nil); err != nil {
 		return err

@@ -91,6 +91,17 @@ func TestGuestNamesNoFiles(t *testing.T) {
 	}
 }
 
+// An exec that is about to start is not in the way of itself when its agent comes
+// back.
+func TestExecStartsWhenAgentComesBack(t *testing.T) {
+	r := newGuestRig(t)
+	c := r.silent("c")
+	p, err := c.Exec(r.ctx, "e", runtime.ExecOpts{Spec: &anypb.Any{}})
+	r.must(err)
+	c.restream(r.ctx)
+	r.must(p.Start(r.ctx))
+}
+
 // Whatever time a guest gives, the exit is recorded and the task can be removed.
 func TestGuestTellsAnyTime(t *testing.T) {
 	for name, at := range map[string]*timestamppb.Timestamp{

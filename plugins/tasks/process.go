@@ -41,6 +41,7 @@ type process struct {
 	closed bool   // CloseIO was called
 
 	carrier *stream.Carrier // of stdio, if the agent shares no file system with us
+	fresh   bool            // an exec of this daemon: Start opens its stdio
 
 	// While calls run whose events must come before that of an exit, and while
 	// there is a veil, the exit waits here.

@@ -69,7 +69,7 @@ func (p *process) reopen(ctx context.Context) error {
 	cfg := p.config()
 	p.mu.Lock()
 	cfg.StdinClosed = p.closed
-	again := p.carrier != nil
+	again := p.carrier != nil || p.fresh
 	p.mu.Unlock()
 	if again {
 		return nil

@@ -198,6 +198,7 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 		return nil, fmt.Errorf("exec %s in %s: it has exited: %w", id, t, errdefs.ErrFailedPrecondition)
 	}
 	p := newProcess(t, id, opts.IO)
+	p.fresh = true
 	p.hold()
 	if !t.addExec(p) {
 		return nil, fmt.Errorf("%s: %w", p, errdefs.ErrAlreadyExists)

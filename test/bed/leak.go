@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ import (
 const leakTimeout = 5 * time.Second
 
 // Leaks lists what is left of pods once all are removed: processes, mounts,
-// network namespaces, links, addresses, cgroups and files. The daemon and the
+// network namespaces, taps, links, filters, cgroups and files. The daemon and the
 // node's worker are no leaks. It is meaningful only in an isolated process.
 func (b *Bed) Leaks(ctx context.Context) ([]string, error) {
 	processes, err := b.leakedProcesses(ctx)
@@ -34,7 +35,7 @@ func (b *Bed) Leaks(ctx context.Context) ([]string, error) {
 	}
 	leaks := processes
 	for _, look := range []func(context.Context) ([]string, error){
-		b.leakedMounts, b.leakedLinks, b.leakedGroups, b.leakedFiles, b.leakedObjects,
+		b.leakedMounts, b.leakedLinks, b.leakedNamespaces, b.leakedGroups, b.leakedFiles, b.leakedObjects,
 	} {
 		found, err := look(ctx)
 		if err != nil {
@@ -117,6 +118,44 @@ func (b *Bed) leakedLinks(context.Context) ([]string, error) {
 	for _, link := range links {
 		if link.Name != "lo" && link.Name != bridge {
 			leaks = append(leaks, "link "+link.Name)
+		}
+	}
+	// What is redirected to a machine is so in its pod's namespace, never here.
+	qdiscs, err := netlink.QdiscList(nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" || q.Type() == "ingress" {
+			leaks = append(leaks, "qdisc "+q.Type()+" of link "+strconv.Itoa(q.Attrs().LinkIndex))
+		}
+	}
+	return leaks, nil
+}
+
+// leakedNamespaces lists network namespaces that outlive their pods: somebody
+// has them open, or a tap in them.
+func (b *Bed) leakedNamespaces(context.Context) ([]string, error) {
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	all, err := Processes()
+	if err != nil {
+		return nil, err
+	}
+	var leaks []string
+	for _, p := range all {
+		ns, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns/net"))
+		if err == nil && ns != own {
+			leaks = append(leaks, "network namespace of process "+p.String())
+		}
+		fds, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.Pid), "fd"))
+		for _, fd := range fds {
+			path, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(p.Pid), "fd", fd.Name()))
+			if err == nil && (path == "/dev/net/tun" || strings.HasPrefix(path, "net:[") && path != own) {
+				leaks = append(leaks, path+" of process "+p.String())
+			}
 		}
 	}
 	return leaks, nil

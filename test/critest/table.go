@@ -27,31 +27,26 @@ func (t Table) names() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// Excluded has by handler the cases that may fail or be skipped although the
-// handler that it is compared with passes, and those that fail with every
-// handler: by full name, with the cause. A case that passes must not be here.
-type Excluded map[string]map[string]string
-
 // Differences lists what is not as it should be: a case fails although it is
 // not excluded, is skipped where the first handler passes, or passes although
 // it is excluded.
-func (t Table) Differences(excluded Excluded) []string {
+func (t Table) Differences(excluded Exclusions) []string {
 	var all []string
 	for i, handler := range t.Handlers {
 		for _, name := range t.names() {
 			r := t.Results[i][name]
 			_, known := excluded[handler][name]
 			switch {
-			case r.Passed() && known:
-				all = append(all, fmt.Sprintf("%s: excluded, but it passes: %s", handler, name))
-			case r.Passed(), known, r.Skipped() && !t.Results[0][name].Passed():
+			case known && r.Passed():
+				all = append(all, fmt.Sprintf("%s: %s: excluded, but it passes", handler, name))
+			case known, r.Passed(), r.Skipped() && !t.Results[0][name].Passed():
 			default:
 				all = append(all, fmt.Sprintf("%s: %s: %s: %s", handler, cmp.Or(r.State, "absent"), name, firstLine(r.Message)))
 			}
 		}
 		for name := range excluded[handler] {
 			if !slices.Contains(t.names(), name) {
-				all = append(all, fmt.Sprintf("%s: excluded, but there is no such case: %s", handler, name))
+				all = append(all, fmt.Sprintf("%s: %s: excluded, but there is no such case", handler, name))
 			}
 		}
 	}
@@ -83,7 +78,7 @@ var groupNames = []string{
 }
 
 // Write writes the table as markdown.
-func (t Table) Write(w io.Writer, excluded Excluded) error {
+func (t Table) Write(w io.Writer, excluded Exclusions) error {
 	p := &printer{w: w}
 	p.line("| | " + strings.Join(t.Handlers, " | ") + " |")
 	p.line("|---|" + strings.Repeat("---|", len(t.Handlers)))
@@ -124,7 +119,7 @@ func (t Table) row(p *printer, title string, names []string) {
 }
 
 // causes names every case that did not pass, why, and with which handlers.
-func (t Table) causes(p *printer, excluded Excluded) {
+func (t Table) causes(p *printer, excluded Exclusions) {
 	handlers := make(map[string][]string)     // by cause and name
 	names := make(map[string]map[string]bool) // by cause
 	for i, results := range t.Results {

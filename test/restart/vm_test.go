@@ -23,8 +23,15 @@ func newVMNode(t testing.TB) *node {
 	bed.RequireVMM(t)
 	n := newNode(t)
 	n.handler = bed.VMM
+	ctx, cancel := context.WithTimeout(context.Background(), vmDeadline)
+	t.Cleanup(cancel)
+	n.ctx = ctx
 	return n
 }
+
+// vmDeadline bounds the calls of a test with virtual machines, which may be
+// emulated.
+const vmDeadline = 6 * time.Minute
 
 // door is a gate for a container in a guest: its kernel has no part in FIFOs of
 // the host's, so that files stand for them.
@@ -244,20 +251,24 @@ func TestVMTerminal(t *testing.T) {
 }
 
 // awaitFile returns when there is one at path.
-func awaitFile(ctx context.Context, path string) error {
+func awaitFile(ctx context.Context, path string) error { return awaitText(ctx, path, "") }
+
+// awaitText returns when there is a file at path that has a text.
+func awaitText(ctx context.Context, path, text string) error {
 	changed, stop, err := watch(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	defer stop()
 	for {
-		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		b, err := os.ReadFile(path)
+		if err == nil && strings.Contains(string(b), text) || err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", path, ctx.Err())
+			return fmt.Errorf("wait for %q in %s: %w", text, path, ctx.Err())
 		}
 	}
 }

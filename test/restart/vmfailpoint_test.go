@@ -1,12 +1,10 @@
 package restart
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -36,17 +34,11 @@ func machinePoints() []string {
 // stdio is carried.
 var taskPoints = []string{"tasks/create/created", "tasks/start/started", "tasks/exit/told", "tasks/delete/released", "sandbox/recover/restored"}
 
-// pointsDeadline bounds all of them together.
-const pointsDeadline = 10 * time.Minute
-
 // TestVMKilledAtFailpoint kills the daemon at each point on the way of a pod in a
 // virtual machine. Another one must not notice, and nothing must be left of the
 // first. Starting machines takes long: all points have one bed.
 func TestVMKilledAtFailpoint(t *testing.T) {
 	n := newVMNode(t)
-	ctx, cancel := context.WithTimeout(context.Background(), pointsDeadline)
-	t.Cleanup(cancel)
-	n.ctx = ctx
 	other := n.guestBystander()
 	before, err := n.Leaks(n.ctx)
 	n.must(err)

@@ -1,6 +1,11 @@
 package restart
 
-import "github.com/fsnotify/fsnotify"
+import (
+	"os/exec"
+	"path/filepath"
+
+	"github.com/fsnotify/fsnotify"
+)
 
 // watch tells when something in a directory changes.
 func watch(dir string) (changed <-chan fsnotify.Event, stop func(), err error) {
@@ -13,4 +18,13 @@ func watch(dir string) (changed <-chan fsnotify.Event, stop func(), err error) {
 		return nil, nil, err
 	}
 	return w.Events, func() { w.Close() }, nil
+}
+
+// lookPath finds a program, by its whole path.
+func lookPath(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(path)
 }
