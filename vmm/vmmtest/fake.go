@@ -59,16 +59,19 @@ func (f Fake) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	if err := c.Launch(ctx, vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}}); err != nil {
 		return nil, err
 	}
-	return machine{filepath.Join(c.Dir, c.Vsock.Path)}, f.Broken
+	return machine{filepath.Join(c.Dir, c.Vsock.Path), c.Slots}, f.Broken
 }
 
 // Attach implements vmm.Driver.
 func (f Fake) Attach(_ context.Context, c vmm.Config) (vmm.VM, error) {
-	return machine{filepath.Join(c.Dir, "v")}, nil
+	return machine{filepath.Join(c.Dir, "v"), c.Slots}, nil
 }
 
 // machine is known by its vsock.
-type machine struct{ path string }
+type machine struct {
+	path  string
+	slots int
+}
 
 // Shutdown dials a port that has this meaning.
 func (m machine) Shutdown(ctx context.Context) error {
