@@ -103,10 +103,12 @@ imports = []
         initrd = '{{$.Guest}}/initramfs.cpio'
         {{with $.Vsock}}vsock_path = '{{.}}'{{end}}
 {{end}}
+{{with .Scratch}}
 [plugins.'io.containerd.snapshotter.v1.blockfile']
-  scratch_file = '{{.Dir}}/scratch'
+  scratch_file = '{{.}}'
   fs_type = 'ext4'
   mount_options = ['loop']
+{{end}}
 
 {{.Extra}}
 `))
@@ -151,17 +153,17 @@ func (b *Bed) configure() error {
 	if len(shim) > maxShim {
 		shim = ""
 	}
-	machines := map[string]string{VMM: ""}
+	machines, scratch := map[string]string{VMM: ""}, ""
 	if b.options.Blocks {
-		machines[VMMBlock] = "blockfile"
-		if err := b.scratch(); err != nil {
+		machines[VMMBlock], scratch = "blockfile", filepath.Join(b.Dir, "scratch")
+		if err := makeScratch(scratch); err != nil {
 			return err
 		}
 	}
 	vsock, _ := exec.LookPath("vhost-device-vsock") // the daemon has another PATH
 	var config bytes.Buffer
 	err := configuration.Execute(&config, map[string]any{
-		"Systemd": Systemd(), "Machines": machines,
+		"Systemd": Systemd(), "Machines": machines, "Scratch": scratch,
 		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
 		"Guest": b.Path("build/guest"), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
 	})
@@ -185,11 +187,10 @@ func (b *Bed) configure() error {
 	return nil
 }
 
-// scratch makes the file system that root file systems begin as.
-func (b *Bed) scratch() error {
+// makeScratch makes the file system that root file systems begin as.
+func makeScratch(path string) error {
 	const size = "48M" // each snapshot is a copy
-	out, err := exec.Command("mke2fs", "-q", "-t", "ext4", filepath.Join(b.Dir, "scratch"), size).CombinedOutput()
-	if err != nil {
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", path, size).CombinedOutput(); err != nil {
 		return fmt.Errorf("make a file system: %w: %s", err, out)
 	}
 	return nil

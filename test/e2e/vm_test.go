@@ -76,7 +76,7 @@ func TestSharedPidVM(t *testing.T) {
 	n.exec(first, "(sleep 0.2; exit 3) & exit 0")
 	n.exec(first, "while pgrep -f '^sleep 0.2'; do sleep 0.1; done")
 	equal(t, "zombies", n.exec(first, "grep -l '^State:.Z' /proc/[0-9]*/status; true"), "")
-	equal(t, "signals that the container's process ignores", field(n.exec(first, "cat /proc/self/status"), "SigIgn"), "0000000000000000")
+	equal(t, "signals that the container's process ignores", field(n.exec(first, "cat /proc/$(pgrep sleep | head -n1)/status"), "SigIgn"), "0000000000000000")
 
 	out := n.ctr("run", "--rm", "--rlimit-nofile", "1000:2000", "--sandbox", p.ID, images.Busybox, "limited", "sh", "-c", "ulimit -Sn; ulimit -Hn")
 	equal(t, "limits of files", out, "1000\n2000")
