@@ -179,6 +179,25 @@ func TestStart(t *testing.T) {
 	}
 }
 
+// A worker dies when it has let the process go on, which takes its time to become
+// the program.
+func TestStartAfterWorkerDied(t *testing.T) {
+	ref, pid := first(t, `echo; printf 0 > /proc/self/fd/3; exec sleep 1000`)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	held, err := unix.Open(filepath.Join(state(ref), "exec.fifo"), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(held)
+	if err := await(ctx, held, int(pid.Fd())); err != nil {
+		t.Fatalf("the first: %v", err)
+	}
+	if err := New(nobody{}).Start(ctx, ref, pid); err != nil {
+		t.Errorf("the next: %v", err)
+	}
+}
+
 func TestDeleteOfNothing(t *testing.T) {
 	ref := server.Ref{ID: "c", Dir: t.TempDir(), Bundle: "/nonexistent"}
 	if err := New(nobody{}).Delete(context.Background(), ref); err != nil {

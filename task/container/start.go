@@ -36,7 +36,8 @@ const lost = 50 * time.Millisecond
 //
 // The file's presence tells libcontainer that the container is not started, and
 // the next worker that this one died in here: so it goes last. The reader is
-// held elsewhere, too: without any, the process would fail to write.
+// held elsewhere, too: without any, the process would fail to write. And the
+// byte stays in the FIFO, for that next worker to see.
 func (r *Runtime) Start(ctx context.Context, ref server.Ref, process *os.File) error {
 	path := filepath.Join(state(ref), "exec.fifo")
 	fpGo.Hit()
@@ -85,8 +86,7 @@ func await(ctx context.Context, fifo, process int) error {
 			return fmt.Errorf("first process does not go on: %w", context.DeadlineExceeded)
 		}
 		// A process that is dead now may have written before.
-		var b [1]byte
-		if n, err := unix.Read(fifo, b[:]); n == 1 && err == nil {
+		if fds[0].Revents&unix.POLLIN != 0 {
 			return nil
 		}
 		if fds[1].Revents != 0 {
