@@ -74,21 +74,28 @@ unit: ## run the tests beside the code with the race detector
 integration: bed ## run the real daemon with real pods, and critest
 	@$(GO) test -count=1 -p 1 -timeout 30m $(INTEGRATION)
 
-# Tests of what differs in the lab: KVM, an older kernel, cgroup v2, systemd.
-LAB := ./test/lab/inside ./internal/pidfd ./task/container ./task/oom ./task/stats
-RUNLAB := KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar KUASAR_HANDLERS=$${KUASAR_HANDLERS:-kuasar-runc} build/lab/lab
+# Tests beside the code of what differs on the lab's kernel and cgroups.
+LAB := ./internal/pidfd ./task/container ./task/oom ./task/stats
+LABTESTS := $(CURDIR)/build/lab/tests
+# Built without the race detector: the machine is slow enough.
+PODS := KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar KUASAR_HANDLERS=$${KUASAR_HANDLERS:-kuasar-runc,kuasar-vmm}
+TESTLAB := cd test/e2e && $(PODS) $(LABTESTS)/e2e.test -test.run TestLab -test.v
+
+.PHONY: lab-pods
+lab-pods: bed ## test pods on KVM, vhost-vsock and cgroup v2, in an emulated machine
+	@mkdir -p $(LABTESTS)
+	@$(GO) build -o build/lab/lab ./test/lab
+	@$(GO) test -c -o $(LABTESTS)/ ./test/lab/inside ./test/e2e
+	@build/lab/lab -timeout 10m -- sh -ec '$(LABTESTS)/inside.test; $(TESTLAB)'
 
 .PHONY: lab
-lab: bed ## test on KVM, vhost-vsock, cgroup v2 and systemd, in an emulated machine
-	@mkdir -p build/lab/tests
-	@$(GO) build -o build/lab/lab ./test/lab
-	@$(GO) test -c -o build/lab/tests/ $(LAB) ./test/e2e
-	@build/lab/lab -- sh -ec 'for d in $(LAB); do cd $$d; $(CURDIR)/build/lab/tests/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done'
-	@$(RUNLAB) -- sh -c 'cd test/e2e && $(CURDIR)/build/lab/tests/e2e.test -test.run TestLab -test.v'
-	@$(RUNLAB) -systemd -- sh -c 'cd test/e2e && $(CURDIR)/build/lab/tests/e2e.test -test.run TestLab -test.v'
+lab: lab-pods ## all that is tested there: systemd, and the tests beside the code on its kernel
+	@$(GO) test -c -o $(LABTESTS)/ $(LAB)
+	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done'
+	@build/lab/lab -timeout 10m -systemd -- sh -ec '$(TESTLAB)'
 
 .PHONY: test
-test: install bed lint unit integration ## all that the CI runs
+test: install bed lint unit integration lab-pods ## all that the CI runs
 
 .PHONY: critest-docs
 critest-docs: bed ## write docs/critest.md

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"text/template"
+	"time"
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
@@ -99,6 +100,7 @@ imports = []
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{{$name}}.options]
         accel = '{{$.Accel}}'
         memory = 128
+        boot_timeout = {{$.Boot}}
         kernel = '{{$.Guest}}/vmlinux'
         initrd = '{{$.Guest}}/initramfs.cpio'
         {{with $.Vsock}}vsock_path = '{{.}}'{{end}}
@@ -166,6 +168,7 @@ func (b *Bed) configure() error {
 		"Systemd": Systemd(), "Machines": machines, "Scratch": scratch,
 		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
 		"Guest": b.Path("build/guest"), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
+		"Boot": int(Patience(time.Minute).Seconds()),
 	})
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
@@ -174,7 +177,7 @@ func (b *Bed) configure() error {
 		"config.toml":               config.String(),
 		"cni/10-bed.conflist":       fmt.Sprintf(network, b.Dir),
 		"hosts/_default/hosts.toml": fmt.Sprintf(mirror, b.Registry.URL()),
-		"crictl.yaml":               fmt.Sprintf("runtime-endpoint: unix://%s\ntimeout: 60\n", b.Socket()),
+		"crictl.yaml":               fmt.Sprintf("runtime-endpoint: unix://%s\ntimeout: %d\n", b.Socket(), int(Patience(time.Minute).Seconds())),
 	} {
 		path := filepath.Join(b.Dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {

@@ -24,20 +24,22 @@ func TestCheckpoint(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "criu", "check").CombinedOutput(); err != nil {
 		t.Skipf("needs a criu that works with this kernel: criu check: %v: %s", err, out)
 	}
-	each(t, func(t *testing.T, n *fixture) {
-		p := n.pod(nil)
-		c := n.run(p, bed.Script(counter))
-		file := filepath.Join(n.Dir, "checkpoint.tar")
-		defer func() { _ = os.Remove(file) }()
-		_, err := n.Runtime.CheckpointContainer(n.ctx, &runtime.CheckpointContainerRequest{ContainerId: c.ID, Location: file})
-		n.must(err)
-		before := count(n, c) // goes on after the checkpoint
-		restored := n.run(p, func(config *runtime.ContainerConfig) { config.Image.Image = file })
-		if after := count(n, restored); after < 1 {
-			t.Errorf("count %d after the restore, %d before", after, before)
-		}
-		n.exec(restored, "first=$(cat /count); until [ $(cat /count) -gt $first ]; do :; done")
-	})
+	each(t, checkpoint)
+}
+
+func checkpoint(t *testing.T, n *fixture) {
+	p := n.pod(nil)
+	c := n.run(p, bed.Script(counter))
+	file := filepath.Join(n.Dir, "checkpoint.tar")
+	defer func() { _ = os.Remove(file) }()
+	_, err := n.Runtime.CheckpointContainer(n.ctx, &runtime.CheckpointContainerRequest{ContainerId: c.ID, Location: file})
+	n.must(err)
+	before := count(n, c) // goes on after the checkpoint
+	restored := n.run(p, func(config *runtime.ContainerConfig) { config.Image.Image = file })
+	if after := count(n, restored); after < 1 {
+		t.Errorf("count %d after the restore, %d before", after, before)
+	}
+	n.exec(restored, "first=$(cat /count); until [ $(cat /count) -gt $first ]; do :; done")
 }
 
 func count(n *fixture, c *bed.Container) int {

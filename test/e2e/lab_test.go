@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -17,20 +20,28 @@ func TestLab(t *testing.T) {
 		t.Skip("needs the lab: make lab")
 	}
 	b := newModuleBed(t)
+	linux, machines := []string{bed.Stock, bed.Runc}, []string{bed.VMM}
 	for _, part := range []struct {
 		name string
 		test func(*testing.T, *fixture)
+		only []string // handlers; all if nil
 	}{
-		{"life", crictlLife},
-		{"stats", stats},
-		{"update", update},
-		{"unified", unified},
-		{"pause", pause},
-		{"OOM", kill},
-		{"restart", restart},
+		{"life", crictlLife, nil},
+		{"stats", stats, nil},
+		{"update", update, nil},
+		{"unified", unified, nil},
+		{"pause", pause, nil},
+		{"OOM", kill, nil},
+		{"restart", restart, nil},
+		{"huge pages", hugePages, linux},
+		{"AppArmor", appArmor, linux},
+		{"checkpoint", checkpoint, linux},
+		{"machine", machine, machines},
 	} {
 		for _, handler := range handlers() {
-			t.Run(part.name+"/"+handler, func(t *testing.T) { part.test(t, on(t, b, handler)) })
+			if part.only == nil || slices.Contains(part.only, handler) {
+				t.Run(part.name+"/"+handler, func(t *testing.T) { part.test(t, on(t, b, handler)) })
+			}
 		}
 	}
 	for name, test := range map[string]func(*testing.T, *fixture, *bed.Pod){"stats": moduleStats, "limits": moduleLimits} {
@@ -48,15 +59,15 @@ func unified(t *testing.T, n *fixture) {
 			Unified: map[string]string{"pids.max": "10", "memory.high": "33554432", "cpu.weight": "77"},
 		}
 	})
-	equal(t, "most processes", limit(t, c, "pids"), "10")
-	equal(t, "throttled memory", limit(t, c, "high"), "33554432")
-	equal(t, "CPU weight", limit(t, c, "weight"), "77")
+	equal(t, "most processes", n.limit(c, "pids.max"), "10")
+	equal(t, "throttled memory", n.limit(c, "memory.high"), "33554432")
+	equal(t, "CPU weight", n.limit(c, "cpu.weight"), "77")
 	r, err := c.Exec(n.ctx, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 >/dev/null 2>&1 & done; echo all")
 	n.must(err)
 	if r.ExitCode == 0 {
 		t.Errorf("12 processes are within 10: %s", r.Stdout)
 	}
-	if !bed.Systemd() {
+	if !bed.Systemd() || n.handler == bed.VMM {
 		return
 	}
 	unit := "cri-containerd-" + c.ID + ".scope"
@@ -74,6 +85,16 @@ func pause(t *testing.T, n *fixture) {
 	equal(t, "exec", n.exec(c, "echo on"), "on")
 }
 
+// machine is one of KVM and the kernel's vsock, which the daemon has chosen: it
+// has seen that they work here.
+func machine(t *testing.T, n *fixture) {
+	s := n.sandboxes()[n.pod(nil).ID]
+	equal(t, "acceleration", s.Acceleration, "kvm")
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.Pid))
+	n.must(err)
+	contains(t, "its arguments", string(args), "kvm", "vhost-vsock-pci")
+}
+
 // restart kills the daemon, and finds the container as it was.
 func restart(t *testing.T, n *fixture) {
 	c := n.run(n.pod(nil), bed.Script("sleep 100000"))
@@ -85,4 +106,62 @@ func restart(t *testing.T, n *fixture) {
 	atLeast(t, "CPU time in ns", container.Stats.Cpu.UsageCoreNanoSeconds.GetValue(), 1)
 	n.must(c.Stop(n.ctx, 0))
 	equal(t, "exit code", n.exit(c).ExitCode, 137)
+}
+
+// hugePages gives a container a volume of them, and fewer than there are.
+func hugePages(t *testing.T, n *fixture) {
+	const count = "/proc/sys/vm/nr_hugepages"
+	before, err := os.ReadFile(count)
+	n.must(err)
+	n.must(os.WriteFile(count, []byte("8"), 0))
+	t.Cleanup(func() { n.must(os.WriteFile(count, before, 0)) })
+	dir := volumes(t, nil)
+	mounted(t, dir+"/huge", "hugetlbfs", "pagesize=2M")
+	c := n.run(n.pod(nil), func(c *runtime.ContainerConfig) {
+		c.Mounts = []*runtime.Mount{{HostPath: dir + "/huge", ContainerPath: "/huge"}}
+		c.Linux.Resources = &runtime.LinuxContainerResources{
+			HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+		}
+	})
+	equal(t, "limit", n.limit(c, "hugetlb.2MB.max"), "4194304")
+	n.exec(c, "fallocate -l 4194304 /huge/within")
+	equal(t, "in use", n.limit(c, "hugetlb.2MB.current"), "4194304")
+	r, err := c.Exec(n.ctx, "fallocate -l 2097152 /huge/beyond")
+	n.must(err)
+	if r.ExitCode == 0 {
+		t.Error("three pages are within two")
+	}
+}
+
+// profile lets all be done but to write to some files.
+const profile = `
+profile kuasar-lab flags=(attach_disconnected,mediate_deleted) {
+  file, signal, capability, network, mount, umount, ptrace,
+  deny /denied* w,
+}
+`
+
+// appArmor runs containers with containerd's profile and with one of the node's.
+func appArmor(t *testing.T, n *fixture) {
+	load := exec.CommandContext(n.ctx, "apparmor_parser", "--replace", "--skip-cache")
+	load.Stdin = strings.NewReader(profile)
+	if out, err := load.CombinedOutput(); err != nil {
+		t.Fatalf("load the profile: %v: %s", err, out)
+	}
+	p := n.pod(nil)
+	run := func(profile *runtime.SecurityProfile) *bed.Container {
+		return n.run(p, func(c *runtime.ContainerConfig) { c.Linux.SecurityContext.Apparmor = profile })
+	}
+	const current = "cat /proc/1/attr/current /proc/self/attr/current"
+	c := run(&runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault})
+	const standard = "cri-containerd.apparmor.d (enforce)"
+	equal(t, "containerd's profile", n.exec(c, current), standard+"\n"+standard)
+	c = run(&runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "kuasar-lab"})
+	equal(t, "profile", n.exec(c, current), "kuasar-lab (enforce)\nkuasar-lab (enforce)")
+	n.exec(c, "echo x > /allowed")
+	r, err := c.Exec(n.ctx, "echo x > /denied")
+	n.must(err)
+	contains(t, "write that the profile denies", string(r.Stderr), "Permission denied")
+	c = run(&runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined})
+	equal(t, "without a profile", n.exec(c, current), "unconfined\nunconfined")
 }

@@ -90,15 +90,15 @@ func moduleLimits(t *testing.T, n *fixture, p *bed.Pod) {
 		probe("sleep")(c)
 		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 256 << 20}
 	})
-	equal(t, "CPU quota", limit(t, c, "cpu"), "50000")
-	equal(t, "memory limit", limit(t, c, "memory"), "268435456")
+	equal(t, "CPU quota", n.limit(c, "cpu.max"), "50000")
+	equal(t, "memory limit", n.limit(c, "memory.max"), "268435456")
 	_, err := n.Runtime.UpdateContainerResources(n.ctx, &runtime.UpdateContainerResourcesRequest{
 		ContainerId: c.ID,
 		Linux:       &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, MemoryLimitInBytes: 128 << 20},
 	})
 	n.must(err)
-	equal(t, "CPU quota after the update", limit(t, c, "cpu"), "20000")
-	equal(t, "memory limit after the update", limit(t, c, "memory"), "134217728")
+	equal(t, "CPU quota after the update", n.limit(c, "cpu.max"), "20000")
+	equal(t, "memory limit after the update", n.limit(c, "memory.max"), "134217728")
 }
 
 func TestModuleExec(t *testing.T) {

@@ -55,53 +55,45 @@ func update(t *testing.T, n *fixture) {
 	c := n.run(n.pod(nil), func(c *runtime.ContainerConfig) {
 		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 150000, MemoryLimitInBytes: 64 << 20}
 	})
-	limits := func() (string, string) {
-		if n.handler == bed.VMM { // the guest has the cgroup
-			return n.exec(c, "cut -d ' ' -f 1 /sys/fs/cgroup/cpu.max"), n.exec(c, "cat /sys/fs/cgroup/memory.max")
-		}
-		return limit(t, c, "cpu"), limit(t, c, "memory")
-	}
-	cpu, memory := limits()
-	equal(t, "CPU quota", cpu, "150000")
-	equal(t, "memory limit", memory, "67108864")
+	equal(t, "CPU quota", n.limit(c, "cpu.max"), "150000")
+	equal(t, "memory limit", n.limit(c, "memory.max"), "67108864")
 	_, err := n.Runtime.UpdateContainerResources(n.ctx, &runtime.UpdateContainerResourcesRequest{
 		ContainerId: c.ID,
 		Linux:       &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 120000, MemoryLimitInBytes: 32 << 20},
 	})
 	n.must(err)
-	cpu, memory = limits()
-	equal(t, "CPU quota after the update", cpu, "120000")
-	equal(t, "memory limit after the update", memory, "33554432")
+	equal(t, "CPU quota after the update", n.limit(c, "cpu.max"), "120000")
+	equal(t, "memory limit after the update", n.limit(c, "memory.max"), "33554432")
 	status, err := c.Status(n.ctx)
 	n.must(err)
 	equal(t, "memory limit in the status", status.Resources.Linux.MemoryLimitInBytes, 32<<20)
 }
 
-// limit reads a limit from the container's cgroup, of whichever version.
-func limit(t testing.TB, c *bed.Container, controller string) string {
-	t.Helper()
-	var found []string
-	for _, pattern := range map[string][]string{
-		"cpu":    {"/sys/fs/cgroup/cpu*/kubepods/*/%s/cpu.cfs_quota_us", "/sys/fs/cgroup/kubepods*/*/*%s*/cpu.max"},
-		"memory": {"/sys/fs/cgroup/memory/kubepods/*/%s/memory.limit_in_bytes", "/sys/fs/cgroup/kubepods*/*/*%s*/memory.max"},
-		"pids":   {"/sys/fs/cgroup/kubepods*/*/*%s*/pids.max"},
-		"high":   {"/sys/fs/cgroup/kubepods*/*/*%s*/memory.high"},
-		"weight": {"/sys/fs/cgroup/kubepods*/*/*%s*/cpu.weight"},
-	}[controller] {
-		matches, err := filepath.Glob(strings.ReplaceAll(pattern, "%s", c.ID))
-		if err != nil {
-			t.Fatal(err)
+// limit reads a limit from the container's cgroup, of whichever version, by the
+// name that version 2 has. The cgroup of one in a virtual machine is the guest's.
+func (n *fixture) limit(c *bed.Container, name string) string {
+	n.t.Helper()
+	if n.handler == bed.VMM || n.handler == bed.VMMBlock {
+		return strings.Fields(n.exec(c, "cat /sys/fs/cgroup/"+name))[0]
+	}
+	patterns := []string{"/sys/fs/cgroup/kubepods*/*/*%s*/" + name}
+	switch name {
+	case "cpu.max":
+		patterns = append(patterns, "/sys/fs/cgroup/cpu*/kubepods/*/%s/cpu.cfs_quota_us")
+	case "memory.max":
+		patterns = append(patterns, "/sys/fs/cgroup/memory/kubepods/*/%s/memory.limit_in_bytes")
+	}
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(strings.ReplaceAll(pattern, "%s", c.ID))
+		n.must(err)
+		if len(found) > 0 {
+			raw, err := os.ReadFile(found[0])
+			n.must(err)
+			return strings.Fields(string(raw))[0]
 		}
-		found = append(found, matches...)
 	}
-	if len(found) == 0 {
-		t.Fatalf("no %s cgroup of container %s", controller, c.ID)
-	}
-	raw, err := os.ReadFile(found[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Fields(string(raw))[0]
+	n.t.Fatalf("no cgroup of container %s has %s", c.ID, name)
+	return ""
 }
 
 // TestOOM lets a container use more memory than it may.

@@ -122,6 +122,7 @@ func mounts(root, version string) error {
 	errs := []error{
 		mount("proc", in("/proc"), "proc", safe, ""),
 		mount("sysfs", in("/sys"), "sysfs", safe, ""),
+		mount("securityfs", in("/sys/kernel/security"), "securityfs", safe, ""),
 		mount("devtmpfs", in("/dev"), "devtmpfs", unix.MS_NOSUID, "mode=0755"),
 		mount("devpts", in("/dev/pts"), "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
 		mount("tmpfs", in("/dev/shm"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"),
