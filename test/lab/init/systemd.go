@@ -29,6 +29,13 @@ StandardError=file:/dev/console
 Delegate=yes
 `
 
+// needless is a unit that would take long to compile profiles that nothing uses.
+const needless = "apparmor.service"
+
+// cleaning of temporary files would take those that the job may be of: an empty
+// file is in the place of the one that has it done.
+const cleaning = "/run/tmpfiles.d/tmp.conf"
+
 // install puts the unit, the job and this program where systemd finds them, in a
 // root file system that is not yet the root.
 func install(j job.Job) error {
@@ -43,6 +50,9 @@ func install(j job.Job) error {
 	}
 	return errors.Join(
 		os.MkdirAll(dir, 0o755),
+		os.Symlink(os.DevNull, filepath.Join(dir, needless)),
+		os.Mkdir(filepath.Join("/root", filepath.Dir(cleaning)), 0o755),
+		os.WriteFile(filepath.Join("/root", cleaning), nil, 0o644),
 		os.WriteFile(filepath.Join(dir, "init"), program, 0o755),
 		os.WriteFile(filepath.Join(dir, job.File), text, 0o644),
 		os.WriteFile(filepath.Join(dir, "lab.target"), []byte("[Unit]\nDescription=the lab\nRequires=lab.service dbus.socket\nAfter=dbus.socket\nDefaultDependencies=no\n"), 0o644),
