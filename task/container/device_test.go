@@ -31,3 +31,13 @@ func TestDevicesOfMachine(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestProcessOfMachine(t *testing.T) {
+	given := specs.Process{Cwd: "/", SelinuxLabel: "system_u:system_r:container_t:s0", ApparmorProfile: "cri-containerd.apparmor.d"}
+	if got := unlabeled(&given); got.SelinuxLabel != "" || got.ApparmorProfile != "" || got.Cwd != given.Cwd {
+		t.Errorf("%+v", got)
+	}
+	if given.ApparmorProfile == "" {
+		t.Error("the caller's is changed, too")
+	}
+}
