@@ -62,6 +62,7 @@ imports = []
   # Pods ask for scores that a test under a raised score may not give.
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
+  disable_hugetlb_controller = false
   cdi_spec_dirs = ['{{.Dir}}/cdi']
 
   [plugins.'io.containerd.cri.v1.runtime'.cni]

@@ -145,7 +145,7 @@ func (b *Bed) leakedNamespaces(context.Context) ([]string, error) {
 		return nil, err
 	}
 	var leaks []string
-	for _, p := range all {
+	for _, p := range below(all, os.Getppid()) {
 		ns, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns/net"))
 		if err == nil && ns != own {
 			leaks = append(leaks, "network namespace of process "+p.String())

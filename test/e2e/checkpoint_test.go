@@ -33,6 +33,12 @@ func checkpoint(t *testing.T, n *fixture) {
 	file := filepath.Join(n.Dir, "checkpoint.tar")
 	defer func() { _ = os.Remove(file) }()
 	_, err := n.Runtime.CheckpointContainer(n.ctx, &runtime.CheckpointContainerRequest{ContainerId: c.ID, Location: file})
+	if err != nil {
+		if _, path, ok := strings.Cut(err.Error(), ": see "); ok {
+			b, _ := os.ReadFile(path)
+			t.Logf("XXX %s", b)
+		}
+	}
 	n.must(err)
 	before := count(n, c) // goes on after the checkpoint
 	restored := n.run(p, func(config *runtime.ContainerConfig) { config.Image.Image = file })

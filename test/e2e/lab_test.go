@@ -124,9 +124,9 @@ func hugePages(t *testing.T, n *fixture) {
 		}
 	})
 	equal(t, "limit", n.limit(c, "hugetlb.2MB.max"), "4194304")
-	n.exec(c, "fallocate -l 4194304 /huge/within")
+	n.exec(c, "busybox fallocate -l 4194304 /huge/within")
 	equal(t, "in use", n.limit(c, "hugetlb.2MB.current"), "4194304")
-	r, err := c.Exec(n.ctx, "fallocate -l 2097152 /huge/beyond")
+	r, err := c.Exec(n.ctx, "busybox fallocate -l 2097152 /huge/beyond")
 	n.must(err)
 	if r.ExitCode == 0 {
 		t.Error("three pages are within two")

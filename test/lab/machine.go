@@ -31,6 +31,7 @@ var modules = []string{
 	"iptable_nat", "iptable_filter", "ip6table_nat", "ip6table_filter", "ipt_REJECT",
 	"xt_MASQUERADE", "xt_addrtype", "xt_comment", "xt_conntrack", "xt_mark", "xt_multiport", "xt_nat", "xt_tcpudp",
 	"sch_ingress", "cls_u32", "cls_matchall", "act_mirred",
+	"inet_diag", "tcp_diag", "udp_diag", "raw_diag", "unix_diag", "netlink_diag", "af_packet_diag",
 	"erofs", "ext4", "loop", "autofs4",
 }
 
