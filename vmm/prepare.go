@@ -47,16 +47,19 @@ func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bund
 	if len(rootfs) == 0 && c.Spec.Root != nil && filepath.IsAbs(c.Spec.Root.Path) {
 		rootfs = []mount.Mount{{Type: "bind", Source: c.Spec.Root.Path, Options: []string{"rbind"}}}
 	}
-	volumes := p.translate(c)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.detachAll(context.WithoutCancel(ctx), c.ID))
+		}
+	}()
+	if err := p.blockVolumes(ctx, c.ID, c.Spec.Linux); err != nil {
+		return b, err
+	}
 	mounts, disk, err := p.root(ctx, c.ID, rootfs)
 	if err != nil {
 		return b, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.detach(context.WithoutCancel(ctx), c.ID))
-		}
-	}()
+	volumes := p.translate(c)
 	if disk != "" {
 		c.Spec.Root = &specs.Root{Path: disk, Readonly: c.Spec.Root != nil && c.Spec.Root.Readonly}
 	}
@@ -90,20 +93,6 @@ func check(c *sandbox.Container) error {
 	if h := c.Spec.Hooks; h != nil {
 		if n := len(h.Prestart) + len(h.CreateRuntime) + len(h.CreateContainer) + len(h.StartContainer) + len(h.Poststart) + len(h.Poststop); n > 0 { //nolint:staticcheck // Prestart is deprecated and still used
 			return fmt.Errorf("its spec has %d hooks: those are programs of the host, and the container is in a virtual machine: %w", n, errdefs.ErrNotImplemented)
-		}
-	}
-	return nil
-}
-
-// checkDevices finds devices that are this host's alone. Of a container that may
-// use all, the guest's agent fills in the guest's.
-func checkDevices(l *specs.Linux) error {
-	if l == nil || devices.All(l.Resources) {
-		return nil
-	}
-	for _, d := range l.Devices {
-		if !devices.Universal(d) {
-			return fmt.Errorf("its spec has the device %s (%s %d:%d), which is the host's, and the container is in a virtual machine: %w", d.Path, d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)
 		}
 	}
 	return nil
@@ -231,7 +220,7 @@ func (p *pod) Release(ctx context.Context, id string) error {
 	if err := identifiers.Validate(id); err != nil {
 		return err
 	}
-	if err := p.detach(ctx, id); err != nil {
+	if err := p.detachAll(ctx, id); err != nil {
 		return fmt.Errorf("release container %s: %w", id, err)
 	}
 	return p.release(id)

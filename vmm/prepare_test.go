@@ -204,8 +204,11 @@ func TestPrepareFails(t *testing.T) {
 			c.Spec.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "/no/such"}}
 		}, errdefs.IsFailedPrecondition},
 		"device of the host": {func(c *sandbox.Container) {
-			c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+			c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "c", Major: 8}}
 		}, errdefs.IsNotImplemented},
+		"block device that is gone": {func(c *sandbox.Container) {
+			c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 4095, Minor: 4095}}
+		}, errdefs.IsFailedPrecondition},
 		"hooks": {func(c *sandbox.Container) { c.Spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} }, errdefs.IsNotImplemented},
 	} {
 		c := container(t, "one")
