@@ -69,6 +69,11 @@ func (p *pod) share(ctx context.Context) ([]Share, error) {
 			"-o", "cache=auto", "-o", "sandbox=chroot", "-o", "xattr", "-o", "announce_submounts",
 		},
 		Files: []*os.File{listener},
+		// It acts for all users of the guest, in a root of its own.
+		Capabilities: []int{
+			unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_MKNOD,
+			unix.CAP_SETFCAP, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_SETUID, unix.CAP_SYS_CHROOT,
+		},
 	})
 	return []Share{s}, err
 }
