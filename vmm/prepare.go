@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -100,9 +101,10 @@ func check(c *sandbox.Container) error {
 
 // volume is a file or directory of the host that a container has.
 type volume struct {
-	source   string
-	readOnly bool
-	private  bool // what is mounted below source later does not appear
+	source    string
+	readOnly  bool
+	recursive bool // readOnly is what is mounted below source, too
+	private   bool // what is mounted below source later does not appear
 }
 
 // volumeDir is the directory of a bundle where its volumes are, by number.
@@ -118,10 +120,16 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 			continue
 		}
 		s.Mounts[i].Source = filepath.Join(host.Bundle(Seen, c.ID), volumeDir, strconv.Itoa(len(volumes)))
-		volumes = append(volumes, volume{
-			source: m.Source, readOnly: slices.Contains(m.Options, "ro"),
+		v := volume{
+			source: m.Source, recursive: slices.Contains(m.Options, "rro"),
 			private: !slices.ContainsFunc(m.Options, followed),
-		})
+		}
+		v.readOnly = v.recursive || slices.Contains(m.Options, "ro")
+		if v.readOnly && !v.recursive && hasMounts(m.Source) {
+			// The guest's kernel would extend it to those. The host holds it.
+			s.Mounts[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "ro" })
+		}
+		volumes = append(volumes, v)
 	}
 	// The guest is the pod: what its containers share, the guest's own
 	// namespaces are.
@@ -157,6 +165,19 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 		r.HugepageLimits = nil
 	}
 	return volumes
+}
+
+// hasMounts says whether there are mounts below a directory.
+func hasMounts(dir string) bool {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false // it is missing, and the mount will say so
+	}
+	below, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		found := strings.HasPrefix(m.Mountpoint, strings.TrimSuffix(real, "/")+"/")
+		return !found, found
+	})
+	return err == nil && len(below) > 0
 }
 
 // followed says whether a mount with that option has what is mounted below its
@@ -204,10 +225,14 @@ func (p *pod) mount(bundle string, volumes []volume) error {
 		if v.private {
 			attr.Propagation = unix.MS_PRIVATE
 		}
-		if v.readOnly {
+		var top uint64
+		switch {
+		case v.recursive:
 			attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+		case v.readOnly:
+			top = unix.MOUNT_ATTR_RDONLY
 		}
-		if err := bind(v.source, target, attr); err != nil {
+		if err := bind(v.source, target, attr, top); err != nil {
 			return err
 		}
 		fpVolume.Hit()

@@ -64,6 +64,7 @@ func TestGuest(t *testing.T) {
 		"RootIsDisk":        rootIsDisk,
 		"VolumesAreDisks":   volumesAreDisks,
 		"PodIsSet":          podIsSet,
+		"ModulesComeLater":  modulesComeLater,
 		"PodHasNetwork":     podHasNetwork,
 		"VerbsRepeat":       verbsRepeat,
 		"VerbsRefuse":       verbsRefuse,
@@ -408,6 +409,19 @@ func podIsSet(b *box) {
 	if u.MemoryTotal < 64<<20 || u.MemoryAvailable == 0 || u.MemoryAvailable > u.MemoryTotal || len(u.Containers.GetValue()) == 0 {
 		b.Errorf("usage %v", u)
 	}
+}
+
+// modulesComeLater has a container ask the kernel for what it has not loaded.
+func modulesComeLater(b *box) {
+	c := b.create("modules", `
+		ip link add br0 type bridge && ip link add v0 type veth peer name v1 && brctl addif br0 v0 && ls /sys/class/net/br0/brif >/out/members
+		ip link add w0 type nonsense 2>/dev/null && exit 9
+		brctl delif br0 v0; ip link del v0; ip link del br0
+	`, oci.WithAddedCapabilities([]string{"CAP_NET_ADMIN"})).start()
+	if got := c.wait(); got != 0 {
+		b.Errorf("exit status %d", got)
+	}
+	b.same("members of the bridge", c.read("members"), "v0")
 }
 
 // podHasNetwork has a container answer the host, and ask it.
