@@ -75,7 +75,7 @@ integration: bed ## run the real daemon with real pods, and critest
 	@$(GO) test -count=1 -p 1 -timeout 30m $(INTEGRATION)
 
 # Tests beside the code of what differs on the lab's kernel and cgroups.
-LAB := ./internal/pidfd ./task/container ./task/oom ./task/stats
+LAB := ./internal/cgroup ./internal/pidfd ./task/container ./task/oom ./task/stats
 LABTESTS := $(CURDIR)/build/lab/tests
 # Built without the race detector: the machine is slow enough.
 PODS := KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar KUASAR_HANDLERS=$${KUASAR_HANDLERS:-kuasar-runc,kuasar-vmm}

@@ -15,7 +15,7 @@ import (
 // Place moves a process into the cgroup name, counted from the root, of every
 // hierarchy: the one of v2, or each of v1's, systemd's named one included, by
 // which a service's processes are found and killed. The cgroup is made where
-// there is none.
+// there is none, with its figures where it is new.
 func Place(pid int, name string) error {
 	all, err := mounted()
 	if err != nil {
@@ -68,8 +68,9 @@ func Hierarchies() ([]string, error) {
 
 // hierarchy is a mounted tree of cgroups.
 type hierarchy struct {
-	path   string
-	cpuset bool
+	path    string
+	cpuset  bool
+	unified bool
 }
 
 // hierarchies finds each once, by its device: where most of it is visible. In
@@ -98,7 +99,7 @@ func hierarchies(mountinfo string) []hierarchy {
 		}
 		index[device] = len(found)
 		options := "," + t[2] + ","
-		found = append(found, hierarchy{path: path, cpuset: t[0] == "cgroup" && strings.Contains(options, ",cpuset,")})
+		found = append(found, hierarchy{path: path, cpuset: t[0] == "cgroup" && strings.Contains(options, ",cpuset,"), unified: t[0] == "cgroup2"})
 	}
 	return found
 }
@@ -109,8 +110,15 @@ func unescape(s string) string {
 }
 
 func makeCgroup(dir string, h hierarchy) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
+	}
+	err := os.Mkdir(dir, 0o755)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if h.unified && err == nil {
+		account(h.path, filepath.Dir(dir))
 	}
 	if !h.cpuset {
 		return nil
@@ -122,6 +130,22 @@ func makeCgroup(dir string, h hierarchy) error {
 		}
 	}
 	return nil
+}
+
+// accounted are the controllers of v2 that a cgroup of Place has where the host
+// does; processor time is counted without one.
+var accounted = []string{"io", "memory", "pids"}
+
+// account turns them on for what is below dir, as it must be from the root on. A
+// cgroup with processes refuses, and what a controller is not on for has no
+// figures: so it is with pods whose parent the host runs processes in.
+func account(root, dir string) {
+	if dir != root {
+		account(root, filepath.Dir(dir))
+	}
+	for _, name := range accounted {
+		_ = writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+"+name)
+	}
 }
 
 // inherit copies a setting from the root down to dir where it is empty.

@@ -20,8 +20,8 @@ func TestHierarchies(t *testing.T) {
 broken
 `
 	want := []hierarchy{
-		{"/sys/fs/cgroup/cpuset", true}, {"/sys/fs/cgroup/systemd", false},
-		{"/sys/fs/cgroup/uni fied", false}, {"/sys/fs/cgroup/memory", false},
+		{path: "/sys/fs/cgroup/cpuset", cpuset: true}, {path: "/sys/fs/cgroup/systemd"},
+		{path: "/sys/fs/cgroup/uni fied", unified: true}, {path: "/sys/fs/cgroup/memory"},
 	}
 	if got := hierarchies(mounts); !slices.Equal(got, want) {
 		t.Errorf("got %+v", got)
@@ -64,6 +64,16 @@ func TestPlace(t *testing.T) {
 		b, err := os.ReadFile(filepath.Join(dir, group, "cgroup.procs"))
 		if err != nil || len(strings.Fields(string(b))) != 1 {
 			t.Errorf("%s: %q, %v", dir, b, err)
+		}
+		for _, name := range accounted {
+			there, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+			if err != nil || !slices.Contains(strings.Fields(string(there)), name) {
+				continue // of version 1, or used by that
+			}
+			here, err := os.ReadFile(filepath.Join(dir, group, "cgroup.controllers"))
+			if err != nil || !slices.Contains(strings.Fields(string(here)), name) {
+				t.Errorf("%s: the cgroup has controllers %q, %v", name, here, err)
+			}
 		}
 	}
 	if Remove(group) == nil {

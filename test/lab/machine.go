@@ -31,7 +31,7 @@ var modules = []string{
 	"iptable_nat", "iptable_filter", "ip6table_nat", "ip6table_filter", "ipt_REJECT",
 	"xt_MASQUERADE", "xt_addrtype", "xt_comment", "xt_conntrack", "xt_mark", "xt_multiport", "xt_nat", "xt_tcpudp",
 	"sch_ingress", "cls_u32", "cls_matchall", "act_mirred",
-	"inet_diag", "tcp_diag", "udp_diag", "raw_diag", "unix_diag", "netlink_diag", "af_packet_diag",
+	"nf_conntrack_netlink", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "unix_diag", "netlink_diag", "af_packet_diag",
 	"erofs", "ext4", "loop", "autofs4",
 }
 
@@ -209,12 +209,16 @@ func (m *machine) boot(ctx context.Context, dir, initrd, socket string) (int, er
 	return code, nil
 }
 
+// processor has no nested paging: with that of QEMU 7.2 the machine's kernel finds
+// its memory damaged at the second or third guest in which processes run.
+const processor = "max,npt=off"
+
 func (m *machine) args(initrd, socket string) []string {
 	memory := strconv.Itoa(m.memory) + "M"
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35,memory-backend=mem,hpet=off,vmport=off,graphics=off", "-bios", "qboot.rom",
-		"-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", strconv.Itoa(m.cpus),
+		"-accel", "tcg,thread=multi,tb-size=512", "-cpu", processor, "-smp", strconv.Itoa(m.cpus),
 		"-m", memory, "-object", "memory-backend-memfd,id=mem,size=" + memory + ",share=on",
 		"-chardev", "socket,id=fs,path=" + socket, "-device", "vhost-user-fs-pci,chardev=fs,tag=" + job.Tag + ",queue-size=1024",
 		"-device", "virtio-serial-pci",
