@@ -80,19 +80,20 @@ LABTESTS := $(CURDIR)/build/lab/tests
 # Built without the race detector: the machine is slow enough.
 PODS := KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar KUASAR_HANDLERS=$${KUASAR_HANDLERS:-kuasar-runc,kuasar-vmm}
 TESTLAB := cd test/e2e && $(PODS) $(LABTESTS)/e2e.test -test.run TestLab -test.v
+AGENT := KUASAR_TEST_AGENT=$(CURDIR)/bin/kuasar-task $(LABTESTS)/kuasar-task.test -test.run TestCheckpoint -test.v
 
 .PHONY: lab-pods
 lab-pods: bed ## test pods on KVM, vhost-vsock and cgroup v2, in an emulated machine
 	@mkdir -p $(LABTESTS)
 	@$(GO) build -o build/lab/lab ./test/lab
 	@$(GO) test -c -o $(LABTESTS)/ ./test/lab/inside ./test/e2e
-	@build/lab/lab -timeout 10m -- sh -ec '$(LABTESTS)/inside.test; $(TESTLAB)'
+	@build/lab/lab -timeout 10m -- sh -ec '$(LABTESTS)/inside.test; $(TESTLAB) -test.short'
 
 .PHONY: lab
 lab: lab-pods ## all that is tested there: systemd, and the tests beside the code on its kernel
-	@$(GO) test -c -o $(LABTESTS)/ $(LAB)
-	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done'
-	@build/lab/lab -timeout 10m -systemd -- sh -ec '$(TESTLAB)'
+	@$(GO) test -c -o $(LABTESTS)/ $(LAB) ./cmd/kuasar-task
+	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done; cd cmd/kuasar-task; $(AGENT)'
+	@build/lab/lab -timeout 15m -systemd -- sh -ec '$(TESTLAB)'
 
 .PHONY: test
 test: install bed lint unit integration lab-pods ## all that the CI runs
