@@ -78,8 +78,7 @@ integration: bed ## run the real daemon with real pods, and critest
 LAB := ./internal/cgroup ./internal/pidfd ./task/container ./task/oom ./task/stats
 LABTESTS := $(CURDIR)/build/lab/tests
 # Built without the race detector: the machine is slow enough.
-PODS := KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar KUASAR_HANDLERS=$${KUASAR_HANDLERS:-kuasar-runc,kuasar-vmm}
-TESTLAB := cd test/e2e && $(PODS) $(LABTESTS)/e2e.test -test.run TestLab -test.v
+TESTLAB := cd test/e2e && KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar $(LABTESTS)/e2e.test -test.run TestLab -test.v
 AGENT := KUASAR_TEST_AGENT=$(CURDIR)/bin/kuasar-task $(LABTESTS)/kuasar-task.test -test.run TestCheckpoint -test.v
 
 .PHONY: lab-pods
@@ -87,13 +86,14 @@ lab-pods: bed ## test pods on KVM, vhost-vsock and cgroup v2, in an emulated mac
 	@mkdir -p $(LABTESTS)
 	@$(GO) build -o build/lab/lab ./test/lab
 	@$(GO) test -c -o $(LABTESTS)/ ./test/lab/inside ./test/e2e
-	@build/lab/lab -timeout 10m -- sh -ec '$(LABTESTS)/inside.test; $(TESTLAB) -test.short'
+	@KUASAR_HANDLERS=kuasar-runc,kuasar-vmm build/lab/lab -timeout 10m -- sh -ec '$(LABTESTS)/inside.test; $(TESTLAB) -test.short'
 
 .PHONY: lab
-lab: lab-pods ## all that is tested there: systemd, and the tests beside the code on its kernel
+lab: lab-pods ## all that is tested there: systemd, more of machines, the tests beside the code on its kernel
 	@$(GO) test -c -o $(LABTESTS)/ $(LAB) ./cmd/kuasar-task
 	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done; cd cmd/kuasar-task; $(AGENT)'
-	@build/lab/lab -timeout 15m -systemd -- sh -ec '$(TESTLAB)'
+	@KUASAR_HANDLERS=kuasar-vmm build/lab/lab -timeout 10m -- sh -ec '$(TESTLAB)'
+	@KUASAR_HANDLERS=kuasar-runc build/lab/lab -timeout 10m -systemd -- sh -ec '$(TESTLAB)'
 
 .PHONY: test
 test: install bed lint unit integration lab-pods ## all that the CI runs
