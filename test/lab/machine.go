@@ -209,8 +209,8 @@ func (m *machine) boot(ctx context.Context, dir, initrd, socket string) (int, er
 	return code, nil
 }
 
-// processor has no nested paging: with that of QEMU 7.2 the machine's kernel finds
-// its memory damaged at the second or third guest in which processes run.
+// processor has no nested paging: with that of QEMU 7.2 the machine's kernel panicked
+// ("corrupted stack end") at the first or second guest in which processes ran.
 const processor = "max,npt=off"
 
 func (m *machine) args(initrd, socket string) []string {
