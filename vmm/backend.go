@@ -35,6 +35,9 @@ type Backend struct {
 	// seconds the first time; nil is no.
 	Prove func(ctx context.Context, c Config) bool
 
+	// Templates are what pods are cloned from; nil if all boot.
+	Templates *Templates
+
 	hub hub
 }
 

@@ -41,6 +41,9 @@ type Options struct {
 
 	BootTimeout time.Duration // from the VMM's start to the agent's hello
 
+	// Template is for machines that are cloned from one that has booted.
+	Template bool
+
 	// Allow are the keys that pods may set by annotations.
 	Allow []string
 }
@@ -66,7 +69,7 @@ func Defaults() Options {
 		Hypervisor: "qemu", Accel: Auto,
 		Kernel: "/usr/share/kuasar/vmlinux", Initrd: "/usr/share/kuasar/initramfs.cpio",
 		VCPUs: 1, Memory: 256 << 20, Overhead: 96 << 20, Slots: 3,
-		Vsock: AutoVsock, BootTimeout: time.Minute,
+		Vsock: AutoVsock, BootTimeout: time.Minute, Template: true,
 	}
 }
 
@@ -94,6 +97,7 @@ var keys = map[string]struct {
 	"vsock":         {set: choice(func(o *Options) *string { return &o.Vsock }, AutoVsock, VhostVsock, UserVsock)},
 	"vsock_path":    {set: file(func(o *Options) *string { return &o.VsockPath }), host: true},
 	"boot_timeout":  {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
+	"template":      {set: truth(func(o *Options) *bool { return &o.Template })},
 	"allow":         {set: allow, host: true},
 }
 
@@ -199,6 +203,21 @@ func number(least, most int64, set func(*Options, int64)) key {
 			return fmt.Errorf("it must be a number from %d to %d", least, most)
 		}
 		set(o, n)
+		return nil
+	}
+}
+
+// truth takes one also as text.
+func truth(at func(*Options) *bool) key {
+	return func(o *Options, v any) error {
+		b, ok := v.(bool)
+		if s, is := v.(string); is {
+			b, ok = s == "true", s == "true" || s == "false"
+		}
+		if !ok {
+			return fmt.Errorf("it must be true or false")
+		}
+		*at(o) = b
 		return nil
 	}
 }

@@ -73,6 +73,7 @@ type pod struct {
 	control   VM
 	transport transport
 	client    *task.Client
+	trial     *trial // of a clone; nil otherwise
 }
 
 // state is what Save returns.
@@ -125,12 +126,17 @@ func (p *pod) end(e sandbox.Exit) (first bool) {
 
 // Pid implements sandbox.Processer: the VMM.
 func (p *pod) Pid() uint32 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if q, ok := p.state.Processes[roleVMM]; ok {
+	if q := p.process(roleVMM); q.Pid != 0 {
 		return uint32(q.Pid)
 	}
 	return uint32(os.Getpid())
+}
+
+// process is one of the pod's, zero if there is none.
+func (p *pod) process(role string) Process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state.Processes[role]
 }
 
 // launch starts one of the pod's processes.
@@ -164,7 +170,10 @@ func (p *pod) admit(ctx context.Context, role string, q Process) error {
 
 // take follows one of the pod's processes.
 func (p *pod) take(role string, q Process) error {
-	r, err := follow(p.backend.Reaper, q, func(e pidfd.Exit) { p.died(role, e) })
+	p.mu.Lock()
+	t := p.trial
+	p.mu.Unlock()
+	r, err := follow(p.backend.Reaper, q, func(e pidfd.Exit) { p.ended(t, role, e) })
 	if err != nil {
 		return err
 	}
