@@ -34,10 +34,11 @@ install: ## install the packages that building and testing need
 	@hack/install
 
 .PHONY: build
-build: ## build bin/: the daemon, the agent, Wasmtime's runner, and the stock shim and ctr
+build: ## build bin/: the daemon, the agent, Wasmtime's runner, kuasar-ctl, and the stock shim and ctr
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-kuasar ./cmd/containerd-kuasar
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'seccomp netgo osusergo' -ldflags '$(AGENTFLAGS)' -o bin/kuasar-task ./cmd/kuasar-task
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags "-static -Wl,--no-warnings"' -o bin/kuasar-wasmtime ./cmd/kuasar-wasmtime
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/kuasar-ctl ./cmd/kuasar-ctl
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-runc-v2 $(CONTAINERD)/cmd/containerd-shim-runc-v2
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctr $(CONTAINERD)/cmd/ctr
 
@@ -72,6 +73,19 @@ unit: ## run the tests beside the code with the race detector
 .PHONY: integration
 integration: bed ## run the real daemon with real pods, and critest
 	@$(GO) test -count=1 -p 1 -timeout 30m $(INTEGRATION)
+
+# Tests of what differs in the lab: KVM, an older kernel, cgroup v2, systemd.
+LAB := ./test/lab/inside ./internal/pidfd ./task/container ./task/oom ./task/stats
+RUNLAB := KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar KUASAR_HANDLERS=$${KUASAR_HANDLERS:-kuasar-runc} build/lab/lab
+
+.PHONY: lab
+lab: bed ## test on KVM, vhost-vsock, cgroup v2 and systemd, in an emulated machine
+	@mkdir -p build/lab/tests
+	@$(GO) build -o build/lab/lab ./test/lab
+	@$(GO) test -c -o build/lab/tests/ $(LAB) ./test/e2e
+	@build/lab/lab -- sh -ec 'for d in $(LAB); do cd $$d; $(CURDIR)/build/lab/tests/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done'
+	@$(RUNLAB) -- sh -c 'cd test/e2e && $(CURDIR)/build/lab/tests/e2e.test -test.run TestLab -test.v'
+	@$(RUNLAB) -systemd -- sh -c 'cd test/e2e && $(CURDIR)/build/lab/tests/e2e.test -test.run TestLab -test.v'
 
 .PHONY: test
 test: install bed lint unit integration ## all that the CI runs

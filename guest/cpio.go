@@ -56,3 +56,11 @@ func (c *cpio) pad() {
 		c.WriteByte(0)
 	}
 }
+
+// Append returns an archive of one more file at the root of an initramfs: the
+// kernel unpacks what follows another archive, too.
+func Append(name string, data []byte) []byte {
+	var c cpio
+	c.file(name, 0o644, data)
+	return c.end()
+}

@@ -21,8 +21,8 @@ const (
 	manifest  = "manifest.json"
 )
 
-// wanted are the modules that the agent loads; see package task/guest.
-var wanted = []string{
+// agents are the modules that the agent loads; see package task/guest.
+var agents = []string{
 	"virtio_pci", "virtio_mmio", "vmw_vsock_virtio_transport", // before it says hello
 	"virtiofs", "virtio_net", "virtio_blk", "erofs", "ext4", "overlay", // when they are needed
 }
@@ -33,6 +33,9 @@ type Config struct {
 	Agent   string // kuasar-task, built for guests
 	Version string // of the agent
 	Out     string // directory; made if it is not there
+
+	// Modules to have, by name; nil for the agent's.
+	Modules []string
 }
 
 // Manifest says what a guest is made of. It is beside the guest, as
@@ -43,6 +46,19 @@ type Manifest struct {
 	Protocol uint32            `json:"protocol"`
 	Modules  []string          `json:"modules"` // files, as they are loaded
 	Digests  map[string]string `json:"digests"` // of files
+}
+
+// Read returns the manifest of the guest in a directory.
+func Read(dir string) (Manifest, error) {
+	var m Manifest
+	text, err := os.ReadFile(filepath.Join(dir, manifest))
+	if err == nil {
+		err = json.Unmarshal(text, &m)
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("manifest of the guest: %w", err)
+	}
+	return m, nil
 }
 
 // Build makes a guest. What was in its place is replaced, the manifest last.
@@ -65,6 +81,10 @@ func build(c Config, m *Manifest) error {
 	}
 	if kernel, err = unpack(kernel); err != nil {
 		return err
+	}
+	wanted := c.Modules
+	if wanted == nil {
+		wanted = agents
 	}
 	set, err := modules(filepath.Join(c.Package, "lib/modules", m.Kernel), wanted)
 	if err != nil {

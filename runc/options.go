@@ -50,8 +50,8 @@ var keys = map[string]struct {
 	"enableunprivilegedicmp":  {"enable_unprivileged_icmp", func(o *Options, v any) error { return boolean(v, &o.EnableUnprivilegedICMP) }},
 }
 
-// parse reads a handler's options over the defaults.
-func parse(text []byte, o Options) (Options, error) {
+// Parse reads a handler's options over the defaults.
+func Parse(text []byte, o Options) (Options, error) {
 	table := map[string]any{}
 	if err := toml.Unmarshal(text, &table); err != nil {
 		return o, invalid("options of the runtime handler: %v", err)

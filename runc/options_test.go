@@ -25,7 +25,7 @@ func TestParse(t *testing.T) {
 		{"NoPivotRoot = true\nNoNewKeyring = true\nIoUid = 7\nIoGid = 8",
 			Options{NoPivotRoot: true, NoNewKeyring: true, IoUid: 7, IoGid: 8, EnableUnprivilegedPorts: true}},
 	} {
-		got, err := parse([]byte(test.toml), defaults)
+		got, err := Parse([]byte(test.toml), defaults)
 		if err != nil {
 			t.Errorf("%q: %v", test.toml, err)
 			continue
@@ -48,7 +48,7 @@ func TestParseRefuses(t *testing.T) {
 		"IoGid = 4294967296":        {"IoGid", "4294967295"},
 		"SystemdCgroup = true oops": {"options"},
 	} {
-		_, err := parse([]byte(toml), Options{})
+		_, err := Parse([]byte(toml), Options{})
 		if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", toml, err)
 			continue

@@ -103,7 +103,7 @@ func (b *Backend) Create(_ context.Context, spec sandbox.Spec) (sandbox.Sandbox,
 }
 
 func (b *Backend) pod(spec sandbox.Spec, defaults Options) (*pod, error) {
-	opts, err := parse(spec.Options.TOML, defaults)
+	opts, err := Parse(spec.Options.TOML, defaults)
 	if err != nil {
 		return nil, err
 	}

@@ -106,6 +106,12 @@ type (
 		Stream(ctx context.Context) (net.Conn, error)
 	}
 
+	// Killer ends a sandbox that does not do as it is told, with all in it, as if
+	// it had crashed. Stop and Delete come later, as usual. Idempotent.
+	Killer interface {
+		Kill(ctx context.Context) error
+	}
+
 	// Platformer says what the sandbox runs if that is not the host's own
 	// operating system and architecture.
 	Platformer interface{ Platform() imagespec.Platform }

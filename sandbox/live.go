@@ -130,6 +130,19 @@ func (l *Live) Stream(ctx context.Context) (net.Conn, error) {
 	return attempt(ctx, l.box.id, "connect to streams", func() (net.Conn, error) { return streamer.Stream(ctx) })
 }
 
+// Kill is Killer.Kill. It is errdefs.ErrNotImplemented where the backend has none.
+func (l *Live) Kill(ctx context.Context) error {
+	s, err := l.sandbox()
+	if err != nil {
+		return err
+	}
+	killer, ok := s.(Killer)
+	if !ok {
+		return fmt.Errorf("kill sandbox %s: %w", l.box.id, errdefs.ErrNotImplemented)
+	}
+	return try(ctx, l.box.id, "kill", killer.Kill)
+}
+
 // Prepare is Sandbox.Prepare. It is errdefs.ErrFailedPrecondition for a sandbox
 // that does not run.
 func (l *Live) Prepare(ctx context.Context, container *Container) (Bundle, error) {

@@ -65,6 +65,13 @@ func (p *pod) Stream(ctx context.Context) (net.Conn, error) {
 	return p.way().Dial(ctx, stream.Port)
 }
 
+// controls are the machine's, while it runs.
+func (p *pod) controls() VM {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.control
+}
+
 // way to the guest.
 func (p *pod) way() transport {
 	p.mu.Lock()

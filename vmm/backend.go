@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -90,10 +89,11 @@ func (b *Backend) pod(spec sandbox.Spec) *pod {
 	if parent := spec.Config.GetLinux().GetCgroupParent(); parent != "" {
 		group = host.CgroupPath(parent, spec.ID)
 	}
+	life, finish := context.WithCancel(context.Background())
 	return &pod{
 		backend: b, id: spec.ID, dir: spec.Dir, vm: filepath.Join(spec.Dir, vmDir), netns: spec.NetNS,
 		group: host.Cgroup(group, spec.ID, false), saved: spec.Saved,
-		over: make(chan struct{}), dialing: make(chan struct{}, 1),
+		life: life, over: life.Done(), finish: finish, dialing: make(chan struct{}, 1),
 		procs: map[string]*proc{}, state: state{Processes: map[string]Process{}},
 	}
 }
@@ -114,6 +114,9 @@ func (p *pod) plan(ctx context.Context) error {
 	}
 	p.state.Hypervisor, p.state.Accel = p.opts.Hypervisor, p.opts.Accel
 	p.state.CPUs, p.state.Memory, p.state.Slots = cpus, memory, p.opts.Slots
+	if p.opts.Debug {
+		p.state.Key = newKey()
+	}
 	if err := p.find(); err != nil {
 		return err
 	}
@@ -123,29 +126,12 @@ func (p *pod) plan(ctx context.Context) error {
 // find looks for what the machine needs of this host, so that it is not a
 // failed start that tells what is missing.
 func (p *pod) find() error {
-	for option, path := range map[string]string{"kernel": p.opts.Kernel, "initrd": p.opts.Initrd} {
-		if _, err := os.Stat(path); err != nil {
-			return fmt.Errorf("%s = %q: %w: build the guest with make guest, or set the option: %w", option, path, err, errdefs.ErrUnavailable)
+	for _, part := range p.opts.Parts(p.driver.Needs()) {
+		if part.Err != nil {
+			return part.Err
 		}
 	}
-	needs := p.driver.Needs()
-	if needs.Share {
-		if _, err := p.virtiofsd(); err != nil {
-			return err
-		}
-	}
-	if !needs.Vsock {
-		return nil
-	}
-	if p.byKernel() {
-		_, err := os.Stat(vhostVsock)
-		if err != nil {
-			err = fmt.Errorf("vsock = %q: %w: load the kernel's module vhost_vsock: %w", p.opts.Vsock, err, errdefs.ErrUnavailable)
-		}
-		return err
-	}
-	_, err := p.vhostDeviceVsock()
-	return err
+	return nil
 }
 
 // machine is the pod's without what is open: files and processes.
@@ -217,6 +203,7 @@ func (p *pod) reopen(ctx context.Context) error {
 	case <-p.over: // meanwhile, and not all were known then
 		p.fell()
 	default:
+		p.offer()
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 )
 
 var (
+	_ sandbox.Killer    = (*pod)(nil)
 	_ sandbox.Processer = (*pod)(nil)
 	_ sandbox.Specer    = (*pod)(nil)
 	_ sandbox.Statser   = (*pod)(nil)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/thread"
 )
 
 var (
@@ -91,15 +91,13 @@ func start(c Command, netns string, in, out *os.File) (pid int, err error) {
 	if netns == "" {
 		return fork(c, in, out)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlock: the thread is of no other use
-		if err = enter(netns); err == nil {
-			pid, err = fork(c, in, out)
+	err = thread.Do(func() error {
+		if err := enter(netns); err != nil {
+			return err
 		}
-	}()
-	<-done
+		pid, err = fork(c, in, out)
+		return err
+	})
 	return pid, err
 }
 

@@ -44,6 +44,9 @@ type Options struct {
 	// Template is for machines that are cloned from one that has booted.
 	Template bool
 
+	// Debug opens the guest's debug console to this host's root.
+	Debug bool
+
 	// Allow are the keys that pods may set by annotations.
 	Allow []string
 }
@@ -97,6 +100,7 @@ var keys = map[string]struct {
 	"vsock":         {set: choice(func(o *Options) *string { return &o.Vsock }, AutoVsock, VhostVsock, UserVsock)},
 	"vsock_path":    {set: file(func(o *Options) *string { return &o.VsockPath }), host: true},
 	"boot_timeout":  {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
+	"debug":         {set: truth(func(o *Options) *bool { return &o.Debug })},
 	"template":      {set: truth(func(o *Options) *bool { return &o.Template })},
 	"allow":         {set: allow, host: true},
 }

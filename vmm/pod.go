@@ -62,7 +62,9 @@ type pod struct {
 	group   string // cgroup of the machine's processes
 	saved   func(context.Context) error
 
-	over    chan struct{} // closed when it is no longer running
+	life    context.Context // is done when it is no longer running
+	over    <-chan struct{} // life's
+	finish  context.CancelFunc
 	dialing chan struct{} // holds a token while the agent is dialed
 
 	mu        sync.Mutex
@@ -73,7 +75,8 @@ type pod struct {
 	control   VM
 	transport transport
 	client    *task.Client
-	trial     *trial // of a clone; nil otherwise
+	trial     *trial  // of a clone; nil otherwise
+	keeper    *keeper // of the transport, if it needs one
 }
 
 // state is what Save returns.
@@ -89,6 +92,7 @@ type state struct {
 	CPUs       uint32 `json:"cpus"`
 	Memory     uint64 `json:"memory"`
 	Slots      int    `json:"slots"`
+	Key        []byte `json:"key,omitempty"` // of the debug console, if it is on
 }
 
 // Save implements sandbox.Sandbox.
@@ -119,7 +123,7 @@ func (p *pod) end(e sandbox.Exit) (first bool) {
 		return false
 	default:
 		p.exit = e
-		close(p.over)
+		p.finish()
 		return true
 	}
 }
@@ -253,6 +257,14 @@ func (p *pod) kill(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Kill implements sandbox.Killer.
+func (p *pod) Kill(ctx context.Context) error {
+	if err := p.kill(ctx); err != nil {
+		return fmt.Errorf("kill pod %s: %w", p.id, err)
+	}
+	return nil
+}
+
 // Stop implements sandbox.Sandbox.
 func (p *pod) Stop(ctx context.Context) error {
 	p.mu.Lock()
@@ -287,7 +299,19 @@ func (p *pod) clear(ctx context.Context) error {
 	if err := p.kill(ctx); err != nil {
 		return err
 	}
-	return errors.Join(p.part(), cgroup.Remove(p.group))
+	return errors.Join(p.letKeeper(), p.part(), cgroup.Remove(p.group))
+}
+
+// letKeeper closes the transport's keeper: it has no more to keep.
+func (p *pod) letKeeper() error {
+	p.mu.Lock()
+	k := p.keeper
+	p.keeper = nil
+	p.mu.Unlock()
+	if k == nil {
+		return nil
+	}
+	return k.close()
 }
 
 // running is an error for a pod that takes no calls.

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/devices"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
@@ -35,7 +36,7 @@ func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle
 }
 
 func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bundle, err error) {
-	if err := check(c); err != nil {
+	if err := errors.Join(identifiers.Validate(c.ID), check(c)); err != nil {
 		return b, err
 	}
 	if err := p.running(); err != nil {
@@ -47,14 +48,30 @@ func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bund
 		rootfs = []mount.Mount{{Type: "bind", Source: c.Spec.Root.Path, Options: []string{"rbind"}}}
 	}
 	volumes := p.translate(c)
-	path, err := host.MakeBundleSeen(ctx, share, Seen, c.ID, c.Spec, rootfs, nil)
+	mounts, disk, err := p.root(ctx, c.ID, rootfs)
+	if err != nil {
+		return b, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.detach(context.WithoutCancel(ctx), c.ID))
+		}
+	}()
+	if disk != "" {
+		c.Spec.Root = &specs.Root{Path: disk, Readonly: c.Spec.Root != nil && c.Spec.Root.Readonly}
+	}
+	path, err := host.MakeBundleSeen(ctx, share, Seen, c.ID, c.Spec, mounts, nil)
 	if err != nil {
 		return b, err
 	}
 	if err := p.mount(path, volumes); err != nil {
 		return b, errors.Join(err, p.release(c.ID))
 	}
-	return sandbox.Bundle{Path: host.Bundle(Seen, c.ID), Rootfs: filepath.Join(path, "rootfs"), Options: c.Options}, nil
+	b = sandbox.Bundle{Path: host.Bundle(Seen, c.ID), Options: c.Options}
+	if disk == "" {
+		b.Rootfs = filepath.Join(path, "rootfs")
+	}
+	return b, nil
 }
 
 // check finds what no container can be made of.
@@ -67,9 +84,26 @@ func check(c *sandbox.Container) error {
 	case c.Spec.Process.Terminal != c.IO.Terminal:
 		return invalid("its spec says terminal=%t and its stdio says %t", c.Spec.Process.Terminal, c.IO.Terminal)
 	}
+	if err := checkDevices(c.Spec.Linux); err != nil {
+		return err
+	}
 	if h := c.Spec.Hooks; h != nil {
 		if n := len(h.Prestart) + len(h.CreateRuntime) + len(h.CreateContainer) + len(h.StartContainer) + len(h.Poststart) + len(h.Poststop); n > 0 { //nolint:staticcheck // Prestart is deprecated and still used
 			return fmt.Errorf("its spec has %d hooks: those are programs of the host, and the container is in a virtual machine: %w", n, errdefs.ErrNotImplemented)
+		}
+	}
+	return nil
+}
+
+// checkDevices finds devices that are this host's alone. Of a container that may
+// use all, the guest's agent fills in the guest's.
+func checkDevices(l *specs.Linux) error {
+	if l == nil || devices.All(l.Resources) {
+		return nil
+	}
+	for _, d := range l.Devices {
+		if !devices.Universal(d) {
+			return fmt.Errorf("its spec has the device %s (%s %d:%d), which is the host's, and the container is in a virtual machine: %w", d.Path, d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)
 		}
 	}
 	return nil
@@ -79,6 +113,7 @@ func check(c *sandbox.Container) error {
 type volume struct {
 	source   string
 	readOnly bool
+	private  bool // what is mounted below source later does not appear
 }
 
 // volumeDir is the directory of a bundle where its volumes are, by number.
@@ -94,7 +129,10 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 			continue
 		}
 		s.Mounts[i].Source = filepath.Join(host.Bundle(Seen, c.ID), volumeDir, strconv.Itoa(len(volumes)))
-		volumes = append(volumes, volume{source: m.Source, readOnly: slices.Contains(m.Options, "ro")})
+		volumes = append(volumes, volume{
+			source: m.Source, readOnly: slices.Contains(m.Options, "ro"),
+			private: !slices.ContainsFunc(m.Options, followed),
+		})
 	}
 	// The guest is the pod: what its containers share, the guest's own
 	// namespaces are.
@@ -109,6 +147,9 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 		s.Linux = &specs.Linux{}
 	}
 	l := s.Linux
+	if devices.All(l.Resources) {
+		l.Devices = nil // those of the host: see task/container.Machine
+	}
 	l.Namespaces = slices.DeleteFunc(l.Namespaces, func(ns specs.LinuxNamespace) bool {
 		// Paths are the host's, and name the pod's namespaces there.
 		return ns.Path != ""
@@ -127,6 +168,12 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 		r.HugepageLimits = nil
 	}
 	return volumes
+}
+
+// followed says whether a mount with that option has what is mounted below its
+// source later.
+func followed(option string) bool {
+	return slices.Contains([]string{"slave", "rslave", "shared", "rshared"}, option)
 }
 
 func hasNamespace(l *specs.Linux, kind specs.LinuxNamespaceType) bool {
@@ -162,9 +209,12 @@ func (p *pod) mount(bundle string, volumes []volume) error {
 		if err != nil {
 			return err
 		}
-		// What is mounted below the source later appears here too, but nothing
-		// goes the other way.
+		// What is mounted below the source later may appear here too, but
+		// nothing goes the other way.
 		attr := unix.MountAttr{Propagation: unix.MS_SLAVE}
+		if v.private {
+			attr.Propagation = unix.MS_PRIVATE
+		}
 		if v.readOnly {
 			attr.Attr_set = unix.MOUNT_ATTR_RDONLY
 		}
@@ -177,7 +227,15 @@ func (p *pod) mount(bundle string, volumes []volume) error {
 }
 
 // Release implements sandbox.Sandbox.
-func (p *pod) Release(_ context.Context, id string) error { return p.release(id) }
+func (p *pod) Release(ctx context.Context, id string) error {
+	if err := identifiers.Validate(id); err != nil {
+		return err
+	}
+	if err := p.detach(ctx, id); err != nil {
+		return fmt.Errorf("release container %s: %w", id, err)
+	}
+	return p.release(id)
+}
 
 func (p *pod) release(id string) error {
 	if err := identifiers.Validate(id); err != nil {

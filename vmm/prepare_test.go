@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -24,8 +25,9 @@ func sharing(t *testing.T) *pod {
 		t.Skip("needs root: mounts")
 	}
 	dir := t.TempDir()
+	life, finish := context.WithCancel(t.Context())
 	p := &pod{
-		id: "pod", dir: dir, vm: filepath.Join(dir, vmDir), over: make(chan struct{}),
+		id: "pod", dir: dir, vm: filepath.Join(dir, vmDir), life: life, over: life.Done(), finish: finish,
 		config: &runtime.PodSandboxConfig{Hostname: "guest"},
 		state:  state{Started: true, Processes: map[string]Process{roleVMM: {Pid: 4242}}},
 	}
@@ -144,6 +146,48 @@ func TestShare(t *testing.T) {
 	}
 }
 
+// What is mounted below a volume's source later is seen where that is asked for.
+func TestPropagation(t *testing.T) {
+	p := sharing(t)
+	source := t.TempDir()
+	for _, f := range []func() error{
+		func() error { return unix.Mount("test", source, "tmpfs", 0, "") },
+		func() error { return unix.Mount("", source, "", unix.MS_SHARED, "") },
+		func() error { return os.Mkdir(filepath.Join(source, "later"), 0o700) },
+	} {
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer func() {
+		if err := unix.Unmount(source, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	c := container(t, "one")
+	c.Spec.Mounts = []specs.Mount{
+		{Destination: "/default", Type: "bind", Source: source, Options: []string{"rbind"}},
+		{Destination: "/private", Type: "bind", Source: source, Options: []string{"rbind", "rprivate"}},
+		{Destination: "/slave", Type: "bind", Source: source, Options: []string{"rbind", "rslave"}},
+	}
+	if _, err := p.Prepare(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	later := filepath.Join(source, "later")
+	if err := unix.Mount("test", later, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(t, filepath.Join(later, "file")); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range c.Spec.Mounts[:3] {
+		_, err := os.Stat(filepath.Join(p.seen(t, m.Source), "later/file"))
+		if got, want := err == nil, m.Destination == "/slave"; got != want {
+			t.Errorf("%s: seen: %t", m.Destination, got)
+		}
+	}
+}
+
 // A container that cannot be made leaves nothing.
 func TestPrepareFails(t *testing.T) {
 	p := sharing(t)
@@ -159,6 +203,9 @@ func TestPrepareFails(t *testing.T) {
 		"volume vanished": {func(c *sandbox.Container) {
 			c.Spec.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "/no/such"}}
 		}, errdefs.IsFailedPrecondition},
+		"device of the host": {func(c *sandbox.Container) {
+			c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+		}, errdefs.IsNotImplemented},
 		"hooks": {func(c *sandbox.Container) { c.Spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} }, errdefs.IsNotImplemented},
 	} {
 		c := container(t, "one")
@@ -170,7 +217,7 @@ func TestPrepareFails(t *testing.T) {
 			t.Errorf("%s: %v is left", name, left)
 		}
 	}
-	close(p.over)
+	p.finish()
 	if _, err := p.Prepare(t.Context(), container(t, "one")); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("in a pod that is over: %v", err)
 	}

@@ -48,7 +48,7 @@ func (p *pod) setup(ctx context.Context, interfaces []network.Interface) error {
 // identity is what makes this guest another than the rest.
 func (p *pod) identity() (*api.SetupRequest, error) {
 	p.mu.Lock()
-	config := p.config
+	config, key := p.config, p.state.Key
 	p.mu.Unlock()
 	r := &api.SetupRequest{
 		Hostname: config.GetHostname(),
@@ -61,6 +61,8 @@ func (p *pod) identity() (*api.SetupRequest, error) {
 		Time:    timestamppb.Now(),
 		Entropy: make([]byte, entropySize),
 		ShmSize: shmSize,
+
+		ConsoleKey: key,
 	}
 	maps.Copy(r.Sysctls, config.GetLinux().GetSysctls())
 	_, err := rand.Read(r.Entropy)

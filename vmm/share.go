@@ -34,8 +34,8 @@ const (
 // virtiofsd and, before version 13, qemu-system-common.
 var virtiofsds = []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"}
 
-func (p *pod) virtiofsd() (string, error) {
-	program, err := find("virtiofsd", p.opts.Virtiofsd, virtiofsds...)
+func (o Options) virtiofsd() (string, error) {
+	program, err := find("virtiofsd", o.Virtiofsd, virtiofsds...)
 	if err != nil {
 		return "", fmt.Errorf("%w: install virtiofsd", err)
 	}
@@ -51,7 +51,7 @@ func (p *pod) share(ctx context.Context) ([]Share, error) {
 	if !p.driver.Needs().Share {
 		return []Share{s}, nil
 	}
-	program, err := p.virtiofsd()
+	program, err := p.opts.virtiofsd()
 	if err != nil {
 		return nil, err
 	}

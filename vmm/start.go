@@ -66,7 +66,7 @@ func (p *pod) boot(ctx context.Context, clone bool) (t *trial, err error) {
 			within /= cloneShare
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the guest was not ready within %v (boot_timeout)", within))
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the guest was not ready within %v (boot_timeout): raise that if this node is slow: %w", within, context.DeadlineExceeded))
 	defer cancel()
 	if err := p.assemble(ctx, c, t); err != nil {
 		return t, fmt.Errorf("%w%s", err, console.tail())
@@ -111,6 +111,7 @@ func (p *pod) assemble(ctx context.Context, c Config, t *trial) error {
 		return err
 	}
 	fpSetup.Hit()
+	p.offer()
 	if t != nil {
 		return p.settle(t)
 	}
@@ -145,7 +146,7 @@ func (p *pod) greet(ctx context.Context, l net.Listener) error {
 	case err = <-heard:
 		return err
 	case <-p.lost():
-		err = fmt.Errorf("the machine ended before its agent was ready: %w", errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("the machine ended before its agent was ready: are kernel = %q and initrd = %q a guest's of this release (make guest), and kernel_params right? %w", p.opts.Kernel, p.opts.Initrd, errdefs.ErrFailedPrecondition)
 	case <-ctx.Done():
 		err = fmt.Errorf("wait for the guest's agent: %w", context.Cause(ctx))
 	}

@@ -37,7 +37,10 @@ type transport interface {
 // Hypervisor and vhost-device-vsock have it: to dial, connect to the socket and
 // write "CONNECT <port>\n", which is answered with "OK <port>\n"; what the
 // guest dials comes to a socket of the same path with "_<port>" after it.
-type hybrid struct{ path string }
+type hybrid struct {
+	path string
+	keep *keeper // nil where nobody minds a connection that ends unanswered
+}
 
 // handshakeTime bounds one attempt to dial. It takes less than a millisecond,
 // but may get lost while the guest's device is being reset.
@@ -49,6 +52,9 @@ func (h hybrid) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 		c, err = h.dial(ctx, port)
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("it does not answer: %w: %w", err, errdefs.ErrUnavailable)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("dial guest, port %d: %w", port, err)
 	}
@@ -56,18 +62,42 @@ func (h hybrid) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 }
 
 func (h hybrid) dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if h.keep != nil {
+		select {
+		case h.keep.turn <- struct{}{}:
+			defer func() { <-h.keep.turn }()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 	c, err := Dial(ctx, h.path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	if err := h.shake(ctx, c, port); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// shake makes a connection to the device one to the guest.
+func (h hybrid) shake(ctx context.Context, c *net.UnixConn, port uint32) error {
+	if h.keep != nil {
+		if err := h.keep.put(c); err != nil {
+			return err
+		}
 	}
 	deadline := time.Now().Add(handshakeTime)
 	if own, ok := ctx.Deadline(); ok && own.Before(deadline) {
 		deadline = own
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	err = c.SetDeadline(deadline)
+	err := c.SetDeadline(deadline)
 	if err == nil {
 		err = connect(c, port)
+	}
+	if h.keep != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // it was answered, or is closed
+		err = errors.Join(err, h.keep.drop())
 	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx) // and the deadline is set, or will be
@@ -75,10 +105,7 @@ func (h hybrid) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
 	}
-	if err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
+	return err
 }
 
 // maxReply is longer than "OK 4294967295\n".

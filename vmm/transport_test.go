@@ -28,7 +28,7 @@ func socketDir(t *testing.T) string {
 // device answers each connection by the next script: what it writes after it
 // has read a line. "" is nothing for ever, and "-" closes.
 func device(t *testing.T, scripts ...string) (h hybrid, lines chan string) {
-	h = hybrid{filepath.Join(socketDir(t), "v")}
+	h = hybrid{path: filepath.Join(socketDir(t), "v")}
 	l, err := Listen(h.path)
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func TestHybridDialCanceled(t *testing.T) {
 	if _, err := h.Dial(ctx, 7); err == nil || ctx.Err() == nil {
 		t.Errorf("error %v", err)
 	}
-	h = hybrid{filepath.Join(t.TempDir(), "none")}
+	h = hybrid{path: filepath.Join(t.TempDir(), "none")}
 	if _, err := h.Dial(t.Context(), 7); !errdefs.IsUnavailable(err) {
 		t.Errorf("without a device: %v", err)
 	}
@@ -134,7 +134,7 @@ func TestHybridDialCanceled(t *testing.T) {
 
 // A socket of an earlier daemon is in nobody's way.
 func TestHybridListen(t *testing.T) {
-	h := hybrid{filepath.Join(socketDir(t), "v")}
+	h := hybrid{path: filepath.Join(socketDir(t), "v")}
 	for range 2 {
 		l, err := h.Listen(1024)
 		if err != nil {

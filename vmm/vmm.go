@@ -34,6 +34,12 @@ type Driver interface {
 	Attach(ctx context.Context, c Config) (VM, error)
 }
 
+// Programmer is a Driver that says which program its VMM is: given, or where it
+// is looked for.
+type Programmer interface {
+	Program(given string) (path string, err error)
+}
+
 // Needs say which processes of the host serve a machine, beside the VMM.
 type Needs struct {
 	// Share is a vhost-user file system daemon for each of Config.Shares.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,28 +37,39 @@ func (l *link) close() {
 // wire makes the guest's vsock, and listens for its hello. The caller closes l,
 // also on error.
 func (p *pod) wire(ctx context.Context, l *link) (err error) {
-	if p.driver.Needs().Vsock && p.byKernel() {
+	if p.driver.Needs().Vsock && p.opts.byKernel() {
 		return p.claim(ctx, l)
 	}
 	// All that says hello to a guest's own socket is that guest.
-	h := hybrid{p.socket(socketVsock)}
-	l.transport = h
+	h := hybrid{path: p.socket(socketVsock)}
 	if l.hello, err = h.Listen(helloPort); err != nil {
 		return fmt.Errorf("listen for the guest's agent: %w", err)
 	}
 	l.device.CID = hybridCID
 	if !p.driver.Needs().Vsock {
-		l.device.Path = socketVsock
+		l.transport, l.device.Path = h, socketVsock
 		return nil
 	}
-	l.device.User, err = p.vsockDaemon(ctx)
+	if h.keep, err = newKeeper(); err != nil {
+		return err
+	}
+	p.hold(h.keep)
+	l.transport = h
+	l.device.User, err = p.vsockDaemon(ctx, h.keep)
 	return err
 }
 
-// byKernel says whether the kernel is to serve the guest's vsock.
-func (p *pod) byKernel() bool {
-	if p.opts.Vsock != AutoVsock {
-		return p.opts.Vsock == VhostVsock
+// hold keeps a keeper until clear.
+func (p *pod) hold(k *keeper) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keeper = k
+}
+
+// byKernel says whether the kernel is to serve guests' vsock.
+func (o Options) byKernel() bool {
+	if o.Vsock != AutoVsock {
+		return o.Vsock == VhostVsock
 	}
 	_, err := os.Stat(vhostVsock)
 	return err == nil
@@ -85,7 +97,16 @@ func (p *pod) link() transport {
 	if p.state.CID != 0 {
 		return vhost{p.state.CID, &p.backend.hub}
 	}
-	return hybrid{p.socket(socketVsock)}
+	h := hybrid{path: p.socket(socketVsock)}
+	if q := p.living()[roleVsock]; q != nil {
+		var err error
+		if h.keep, err = findKeeper(q.file); err != nil {
+			log.L.WithError(err).WithField("sandbox", p.id).Warn("the guest is lost if this daemon dies while it calls it")
+			return h
+		}
+		p.hold(h.keep)
+	}
+	return h
 }
 
 // hybridCID is the guest's context id where vsock is hybrid: there is but one
@@ -95,8 +116,8 @@ const hybridCID = 3
 // vsockDaemons are where vhost-device-vsock is looked for beside PATH.
 var vsockDaemons = []string{"/usr/libexec/vhost-device-vsock", "/usr/lib/kuasar/vhost-device-vsock"}
 
-func (p *pod) vhostDeviceVsock() (string, error) {
-	program, err := find("vhost-device-vsock", p.opts.VsockPath, vsockDaemons...)
+func (o Options) vhostDeviceVsock() (string, error) {
+	program, err := find("vhost-device-vsock", o.VsockPath, vsockDaemons...)
 	if err != nil {
 		return "", fmt.Errorf("%w: install vhost-device-vsock", err)
 	}
@@ -105,8 +126,8 @@ func (p *pod) vhostDeviceVsock() (string, error) {
 
 // vsockDaemon runs the daemon that serves the guest's vsock device, and connects
 // to it for the VMM.
-func (p *pod) vsockDaemon(ctx context.Context) (*os.File, error) {
-	program, err := p.vhostDeviceVsock()
+func (p *pod) vsockDaemon(ctx context.Context, k *keeper) (*os.File, error) {
+	program, err := p.opts.vhostDeviceVsock()
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +138,7 @@ func (p *pod) vsockDaemon(ctx context.Context) (*os.File, error) {
 	}
 	err = p.launch(ctx, roleVsock, Command{Args: []string{
 		program, "--guest-cid", decimal(hybridCID), "--socket", socketUser, "--uds-path", socketVsock,
-	}})
+	}, Files: k.files()})
 	if err != nil {
 		return nil, err
 	}

@@ -22,8 +22,8 @@ type Options struct {
 	Engines []string `toml:"engines"` // that pods may choose
 }
 
-// parse reads a handler's options.
-func parse(text []byte) (Options, error) {
+// Parse reads a handler's options.
+func Parse(text []byte) (Options, error) {
 	o := Options{Engine: engine.Wazero}
 	table := map[string]any{}
 	if err := toml.Unmarshal(text, &table); err != nil {

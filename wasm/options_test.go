@@ -25,7 +25,7 @@ func TestOptions(t *testing.T) {
 		"no TOML":                {`engine`, "", "", "options of the runtime handler"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o, err := parse([]byte(c.toml))
+			o, err := Parse([]byte(c.toml))
 			var got string
 			if err == nil {
 				annotations := map[string]string{}

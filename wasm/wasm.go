@@ -109,7 +109,7 @@ func (b *Backend) Create(_ context.Context, spec sandbox.Spec) (sandbox.Sandbox,
 }
 
 func (b *Backend) pod(spec sandbox.Spec, defaults host.Defaults) (*pod, error) {
-	opts, err := parse(spec.Options.TOML)
+	opts, err := Parse(spec.Options.TOML)
 	if err != nil {
 		return nil, err
 	}

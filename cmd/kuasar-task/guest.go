@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runc/libcontainer/exeseal"
+	"golang.org/x/sys/unix"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
@@ -48,9 +50,19 @@ func roleOf([]string) func() error {
 
 // first is PID 1. It must not return: the kernel would panic.
 func first() error {
+	deafen()
 	err := boot()
 	log.L.WithError(err).Error("the guest cannot go on: it ends")
 	return errors.Join(err, guest.PowerOff())
+}
+
+// deafen keeps alive what is the first process to containers, too, where they
+// share the pod's pid namespace: Go's runtime ends by these signals otherwise,
+// and the machine with it. What is executed has the defaults again.
+func deafen() {
+	signal.Notify(make(chan os.Signal, 1),
+		unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGABRT, unix.SIGILL, unix.SIGTRAP,
+		unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSTKFLT, unix.SIGSYS)
 }
 
 func boot() error {
@@ -92,7 +104,7 @@ func serve(modules *guest.Modules) error {
 	if err != nil {
 		return err
 	}
-	runtime := container.New(nobody{})
+	runtime := container.Machine{Runtime: container.New(nobody{})}
 	s = server.New(server.Config{
 		Dir:      records,
 		Version:  version,
@@ -101,6 +113,7 @@ func serve(modules *guest.Modules) error {
 		Reaper:   reaper,
 		Holder:   nobody{},
 		OOM:      watcher,
+		Refresh:  guest.Refresh,
 	})
 	if err := s.Restore(context.Background(), nil); err != nil {
 		return err

@@ -56,11 +56,13 @@ func native(err error) error {
 // call calls the task's agent, and once more if that was dying: its sandbox
 // has another one then. f must be one that may come twice. If the sandbox has
 // ended, what was asked for is errdefs.ErrNotFound.
-func (t *Task) call(ctx context.Context, f func(*task.Client) error) error {
+func (t *Task) call(ctx context.Context, f func(context.Context, *task.Client) error) error {
+	ctx, cancel := t.patient(ctx, guestTime)
+	defer cancel()
 	for again := false; ; again = true {
 		agent, err := t.agent(ctx)
 		if err == nil {
-			err = native(f(agent))
+			err = stalled(ctx, native(f(ctx, agent)))
 		}
 		switch {
 		case err == nil:
@@ -80,9 +82,11 @@ func (t *Task) call(ctx context.Context, f func(*task.Client) error) error {
 
 // agent returns the agent that has the task. Its events are followed.
 func (t *Task) agent(ctx context.Context) (client *task.Client, err error) {
+	ctx, cancel := t.patient(ctx, reachTime)
+	defer cancel()
 	for range agentTries {
 		if client, err = t.sandbox.Agent(ctx); err != nil {
-			return nil, err
+			return nil, stalled(ctx, err)
 		}
 		t.move(client)
 		if err = t.runtime.follow(ctx, client, t.sandbox, t.pod); err == nil {
@@ -93,7 +97,7 @@ func (t *Task) agent(ctx context.Context) (client *task.Client, err error) {
 		case <-client.Done(): // the sandbox has another one
 		case <-wait.C:
 		case <-ctx.Done():
-			return nil, err
+			return nil, stalled(ctx, err)
 		}
 		wait.Stop()
 	}
@@ -159,11 +163,15 @@ func (r *Runtime) read(client *task.Client, f *follower) {
 	r.replace(client)
 }
 
-// followed are the live agents whose events are read.
-func (r *Runtime) followed() []*task.Client {
+// shared are the live agents whose events are read, but those of guests: they
+// have nothing of other sandboxes.
+func (r *Runtime) shared() []*task.Client {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.DeleteFunc(slices.Collect(maps.Keys(r.agents)), func(c *task.Client) bool {
+		if r.agents[c].pod != "" {
+			return true
+		}
 		select {
 		case <-c.Done():
 			return true

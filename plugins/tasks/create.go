@@ -293,7 +293,7 @@ func (t *Task) withdraw(ctx context.Context) error {
 
 // kill ends the container, if there is one, and removes it from the agent.
 func (t *Task) kill(ctx context.Context) error {
-	return t.call(ctx, func(agent *task.Client) error {
+	return t.call(ctx, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: t.key.id, Signal: 9, All: true})
 		if err == nil {
 			_, err = agent.Wait(ctx, &taskapi.WaitRequest{ID: t.key.id})

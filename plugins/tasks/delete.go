@@ -74,7 +74,7 @@ func (t *Task) dispose(ctx context.Context) (*runtime.Exit, error) {
 // ended needs no agent: it may be dead.
 func (t *Task) remove(ctx context.Context, p *process) error {
 	p.drain(ctx)
-	err := t.call(ctx, func(agent *task.Client) error {
+	err := t.call(ctx, func(ctx context.Context, agent *task.Client) error {
 		resp, err := agent.Delete(ctx, &taskapi.DeleteRequest{ID: t.key.id, ExecID: p.exec})
 		if err == nil && resp.ExitedAt != nil {
 			p.exited(resp.Pid, exit{Status: resp.ExitStatus, At: resp.ExitedAt.AsTime()})

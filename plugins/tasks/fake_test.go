@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,10 +56,16 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
+	return newRigOf(t, false)
+}
+
+// newRigOf is one whose sandbox may be a virtual machine.
+func newRigOf(t testing.TB, guests bool) *rig {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), space), deadline)
 	t.Cleanup(cancel)
 	r := &rig{TB: t, ctx: ctx, dir: t.TempDir(), agent: newAgent(), mounts: &mounts{active: map[string]int{}}, stock: &stock{}}
-	r.pods = &pods{agent: r.agent, prepared: map[string]*sandbox.Container{}, fail: map[string]error{}}
+	r.pods = &pods{agent: r.agent, prepared: map[string]*sandbox.Container{}, fail: map[string]error{}, guests: guests}
 	r.open()
 	r.must(r.boxes.Create(ctx, core.Sandbox{ID: podID}))
 	_, err := r.boxes.Start(ctx, podID)
@@ -298,10 +305,31 @@ type pods struct {
 	prepared map[string]*sandbox.Container
 	fail     map[string]error // by call
 	deaf     int              // how many calls of Agent fail before one does not
+	guests   bool             // they are virtual machines
+}
+
+// vm is a sandbox whose agent is in a guest.
+type vm struct{ *pod }
+
+func (v vm) Stream(context.Context) (net.Conn, error) {
+	return nil, fmt.Errorf("no streams here: %w", errdefs.ErrUnavailable)
+}
+
+func (v vm) Kill(context.Context) error {
+	v.pods.end(killedStatus)
+	return nil
+}
+
+// kind gives a sandbox what its kind has.
+func (b *pods) kind(p *pod) sandbox.Sandbox {
+	if b.guests {
+		return vm{p}
+	}
+	return p
 }
 
 func (b *pods) Create(_ context.Context, s sandbox.Spec) (sandbox.Sandbox, error) {
-	return b.add(s), nil
+	return b.kind(b.add(s)), nil
 }
 
 func (b *pods) Restore(_ context.Context, s sandbox.Spec, _ json.RawMessage) (sandbox.Sandbox, error) {
@@ -313,7 +341,7 @@ func (b *pods) Restore(_ context.Context, s sandbox.Spec, _ json.RawMessage) (sa
 	if former != nil && former.isOver() {
 		p.end(former.exit.Status)
 	}
-	return p, err
+	return b.kind(p), err
 }
 
 func (b *pods) add(sandbox.Spec) *pod {

@@ -41,6 +41,7 @@ type process struct {
 	closed bool   // CloseIO was called
 
 	carrier *stream.Carrier // of stdio, if the agent shares no file system with us
+	fresh   bool            // an exec of this daemon: Start opens its stdio
 
 	// While calls run whose events must come before that of an exit, and while
 	// there is a veil, the exit waits here.
@@ -250,7 +251,7 @@ func (p *process) Start(ctx context.Context) error {
 // have done it, or the next one does; its State tells.
 func (p *process) start(ctx context.Context) (pid uint32, err error) {
 	again := false
-	err = p.task.call(ctx, func(agent *task.Client) error {
+	err = p.task.call(ctx, func(ctx context.Context, agent *task.Client) error {
 		resp, err := agent.Start(ctx, &taskapi.StartRequest{ID: p.task.key.id, ExecID: p.exec})
 		if err == nil {
 			pid = resp.Pid
@@ -280,15 +281,18 @@ func (p *process) Kill(ctx context.Context, signal uint32, all bool) error {
 	if p.exec == "" {
 		p.task.uncover() // who ends it waits for its exit, and not for its output
 	}
-	return p.task.call(ctx, func(agent *task.Client) error {
+	patient, cancel := p.task.patient(ctx, killTime)
+	defer cancel()
+	err := p.task.call(patient, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.Kill(ctx, &taskapi.KillRequest{ID: p.task.key.id, ExecID: p.exec, Signal: signal, All: all})
 		return err
 	})
+	return p.insist(ctx, signal, err)
 }
 
 // ResizePty implements runtime.Process.
 func (p *process) ResizePty(ctx context.Context, size runtime.ConsoleSize) error {
-	return p.task.call(ctx, func(agent *task.Client) error {
+	return p.task.call(ctx, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.ResizePty(ctx, &taskapi.ResizePtyRequest{ID: p.task.key.id, ExecID: p.exec, Width: size.Width, Height: size.Height})
 		return err
 	})
@@ -308,7 +312,7 @@ func (p *process) CloseIO(ctx context.Context) error {
 			return fmt.Errorf("close stdin of %s: %w", p, err)
 		}
 	}
-	return p.task.call(ctx, func(agent *task.Client) error {
+	return p.task.call(ctx, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.CloseIO(ctx, &taskapi.CloseIORequest{ID: p.task.key.id, ExecID: p.exec, Stdin: true})
 		return err
 	})

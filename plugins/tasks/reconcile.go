@@ -36,13 +36,31 @@ func (r *Runtime) dispatch(f *follower, e *api.Event) {
 			p.ending(e.Exit.Pid, e.Exit.Exit)
 		}
 	case *api.Event_Oom:
-		if t.phase() == living {
+		if t.phase() == living && t.rarely() {
 			t.publish(&apievents.TaskOOM{ContainerID: t.key.id})
 		}
 	}
 }
 
-// ending takes an agent's word for an exit.
+// oomTime is how often a guest may say that it ran out of memory: whoever listens
+// to events keeps them all.
+const oomTime = time.Second
+
+// rarely says whether a guest has not told the same for a while.
+func (t *Task) rarely() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.streams() {
+		return true
+	}
+	if time.Since(t.oomed) < oomTime {
+		return false
+	}
+	t.oomed = time.Now()
+	return true
+}
+
+// ending takes an agent's word for an exit. Not every time can be recorded.
 func (p *process) ending(pid uint32, e *api.Exit) {
 	if e == nil {
 		e = &api.Exit{Status: unknownStatus, ExitedAt: timestamppb.Now(), Unknown: "the agent does not say"}
@@ -51,7 +69,11 @@ func (p *process) ending(pid uint32, e *api.Exit) {
 		log.G(p.task.runtime.life).WithField("id", p.task.key.id).WithField("exec", p.exec).
 			Warnf("exit status is unknown: %s", e.Unknown)
 	}
-	p.exited(pid, exit{Status: e.Status, At: e.ExitedAt.AsTime()})
+	at := time.Now()
+	if e.ExitedAt.CheckValid() == nil {
+		at = e.ExitedAt.AsTime()
+	}
+	p.exited(pid, exit{Status: e.Status, At: at})
 }
 
 // reconcile makes the tasks of an agent what it says they are.
@@ -96,8 +118,11 @@ func (t *Task) reconcile(list []*api.Process) {
 	for _, d := range list {
 		p := t.get(d.ExecId)
 		if p == nil {
-			said := runtime.IO{Stdin: d.Stdin, Stdout: d.Stdout, Stderr: d.Stderr, Terminal: d.Terminal}
-			p = newProcess(t, d.ExecId, t.execIO(d.ExecId, said))
+			io, known := t.execIO(d.ExecId, runtime.IO{Stdin: d.Stdin, Stdout: d.Stdout, Stderr: d.Stderr, Terminal: d.Terminal})
+			if !known {
+				continue
+			}
+			p = newProcess(t, d.ExecId, io)
 			p.closed = true // or may be: nobody holds its stdin but the agent
 			t.addExec(p)
 		}
@@ -114,16 +139,19 @@ func (p *process) reconcile(d *api.Process) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	status, known := statuses[d.Status]
+	if !known {
+		status = runtime.RunningStatus // never taken for what may be removed
+	}
 	if p.status != runtime.StoppedStatus && p.busy == 0 {
-		p.pid, p.status = d.Pid, statuses[d.Status]
+		p.pid, p.status = d.Pid, status
 	}
 }
 
 var statuses = map[api.Status]runtime.Status{
-	api.Status_STATUS_UNSPECIFIED: runtime.RunningStatus, // never taken for what may be removed
-	api.Status_STATUS_CREATED:     runtime.CreatedStatus,
-	api.Status_STATUS_RUNNING:     runtime.RunningStatus,
-	api.Status_STATUS_PAUSED:      runtime.PausedStatus,
+	api.Status_STATUS_CREATED: runtime.CreatedStatus,
+	api.Status_STATUS_RUNNING: runtime.RunningStatus,
+	api.Status_STATUS_PAUSED:  runtime.PausedStatus,
 }
 
 // vanished ends a task that its agent does not know.

@@ -189,8 +189,8 @@ func (r *Runtime) load(k key, find func(sandbox string) (*sandbox.Live, error)) 
 // be asked.
 func (r *Runtime) disown(ctx context.Context, k key) error {
 	ctx = namespaces.WithNamespace(ctx, k.namespace)
-	agents := r.followed()
-	lives := slices.ContainsFunc(r.all(), func(t *Task) bool { return t.phase() == living && !t.isDone() })
+	agents := r.shared()
+	lives := slices.ContainsFunc(r.all(), func(t *Task) bool { return t.phase() == living && !t.isDone() && !t.streams() })
 	if err := r.life.Err(); err != nil || len(agents) == 0 && lives {
 		return fmt.Errorf("its sandbox is gone, and no agent is there to ask for its container: %w", errors.Join(err, errdefs.ErrUnavailable))
 	}
@@ -268,7 +268,7 @@ func (t *Task) completeLog(ctx context.Context) (n int, ended bool, err error) {
 		return 0, t.gone(), err
 	}
 	var kept *api.RetainedResponse
-	err = t.call(ctx, func(agent *task.Client) (err error) {
+	err = t.call(ctx, func(ctx context.Context, agent *task.Client) (err error) {
 		kept, err = agent.Retained(ctx, &api.RetainedRequest{ContainerId: t.key.id})
 		return err
 	})

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
@@ -44,6 +45,7 @@ type Runtime struct {
 	tasks  map[key]*Task
 	broken map[key]*lost // not restored
 	agents map[*task.Client]*follower
+	mute   map[string]time.Time // by pod, of those whose guests do not answer: until when
 }
 
 // key of a task: ids are unique in a namespace.
@@ -59,6 +61,7 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 		tasks:  map[key]*Task{},
 		broken: map[key]*lost{},
 		agents: map[*task.Client]*follower{},
+		mute:   map[string]time.Time{},
 
 		streams: sync.OnceValues(newStreams),
 	}

@@ -69,7 +69,7 @@ func (p *process) reopen(ctx context.Context) error {
 	cfg := p.config()
 	p.mu.Lock()
 	cfg.StdinClosed = p.closed
-	again := p.carrier != nil
+	again := p.carrier != nil || p.fresh
 	p.mu.Unlock()
 	if again {
 		return nil
@@ -168,12 +168,14 @@ func (t *Task) noteExec(id string, io runtime.IO) error {
 }
 
 // execIO is the stdio of an exec that a former daemon made. A guest is not
-// believed what it says of it: it could have the daemon open any file.
-func (t *Task) execIO(id string, said runtime.IO) runtime.IO {
+// believed what it says of it: it could have the daemon open any file, and know
+// of any number of them.
+func (t *Task) execIO(id string, said runtime.IO) (io runtime.IO, known bool) {
 	if !t.streams() {
-		return said
+		return said, true
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.saved.Execs[id]
+	io, known = t.saved.Execs[id]
+	return io, known
 }

@@ -2,10 +2,12 @@ package tasks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -36,6 +38,7 @@ type Task struct {
 	saved  saved
 	execs  map[string]*process // nil until there is one
 	client *task.Client        // the agent that has the task, as far as known
+	oomed  time.Time           // when its guest last said that it had been, if that is one
 	veil   *veil               // of a task that was restored, until it is waited for
 
 	writing sync.Mutex // serializes the record's writers
@@ -157,7 +160,7 @@ func (t *Task) Namespace() string { return t.key.namespace }
 
 // Pause implements runtime.Task.
 func (t *Task) Pause(ctx context.Context) error {
-	return t.freeze(ctx, runtime.PausedStatus, &apievents.TaskPaused{ContainerID: t.key.id}, func(agent *task.Client) error {
+	return t.freeze(ctx, runtime.PausedStatus, &apievents.TaskPaused{ContainerID: t.key.id}, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.Pause(ctx, &taskapi.PauseRequest{ID: t.key.id})
 		return err
 	})
@@ -165,13 +168,13 @@ func (t *Task) Pause(ctx context.Context) error {
 
 // Resume implements runtime.Task.
 func (t *Task) Resume(ctx context.Context) error {
-	return t.freeze(ctx, runtime.RunningStatus, &apievents.TaskResumed{ContainerID: t.key.id}, func(agent *task.Client) error {
+	return t.freeze(ctx, runtime.RunningStatus, &apievents.TaskResumed{ContainerID: t.key.id}, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.Resume(ctx, &taskapi.ResumeRequest{ID: t.key.id})
 		return err
 	})
 }
 
-func (t *Task) freeze(ctx context.Context, to runtime.Status, event any, call func(*task.Client) error) error {
+func (t *Task) freeze(ctx context.Context, to runtime.Status, event any, call func(context.Context, *task.Client) error) error {
 	t.hold()
 	defer t.let()
 	if err := t.call(ctx, call); err != nil {
@@ -195,6 +198,7 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 		return nil, fmt.Errorf("exec %s in %s: it has exited: %w", id, t, errdefs.ErrFailedPrecondition)
 	}
 	p := newProcess(t, id, opts.IO)
+	p.fresh = true
 	p.hold()
 	if !t.addExec(p) {
 		return nil, fmt.Errorf("%s: %w", p, errdefs.ErrAlreadyExists)
@@ -218,7 +222,7 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 // addToAgent makes an exec known to the agent.
 func (t *Task) addToAgent(ctx context.Context, id string, opts runtime.ExecOpts) error {
 	again := false
-	return t.call(ctx, func(agent *task.Client) error {
+	return t.call(ctx, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.Exec(ctx, &taskapi.ExecProcessRequest{
 			ID: t.key.id, ExecID: id, Spec: opts.Spec,
 			Stdin: opts.IO.Stdin, Stdout: opts.IO.Stdout, Stderr: opts.IO.Stderr, Terminal: opts.IO.Terminal,
@@ -245,7 +249,7 @@ func (t *Task) Process(_ context.Context, id string) (runtime.ExecProcess, error
 // Pids implements runtime.Task.
 func (t *Task) Pids(ctx context.Context) ([]runtime.ProcessInfo, error) {
 	var resp *taskapi.PidsResponse
-	err := t.call(ctx, func(agent *task.Client) (err error) {
+	err := t.call(ctx, func(ctx context.Context, agent *task.Client) (err error) {
 		resp, err = agent.Pids(ctx, &taskapi.PidsRequest{ID: t.key.id})
 		return err
 	})
@@ -281,7 +285,7 @@ func (t *Task) Checkpoint(ctx context.Context, path string, options *types.Any) 
 
 // Update implements runtime.Task.
 func (t *Task) Update(ctx context.Context, resources *types.Any, annotations map[string]string) error {
-	return t.call(ctx, func(agent *task.Client) error {
+	return t.call(ctx, func(ctx context.Context, agent *task.Client) error {
 		_, err := agent.Update(ctx, &taskapi.UpdateTaskRequest{ID: t.key.id, Resources: resources, Annotations: annotations})
 		return err
 	})
@@ -289,11 +293,19 @@ func (t *Task) Update(ctx context.Context, resources *types.Any, annotations map
 
 // Stats implements runtime.Task.
 func (t *Task) Stats(ctx context.Context) (*anypb.Any, error) {
+	if t.runtime.muted(t.pod) {
+		return nil, fmt.Errorf("stats of %s: %w", t, errStalled)
+	}
+	ctx, cancel := t.patient(ctx, statsTime)
+	defer cancel()
 	var resp *taskapi.StatsResponse
-	err := t.call(ctx, func(agent *task.Client) (err error) {
+	err := t.call(ctx, func(ctx context.Context, agent *task.Client) (err error) {
 		resp, err = agent.Stats(ctx, &taskapi.StatsRequest{ID: t.key.id})
 		return err
 	})
+	if t.streams() {
+		t.runtime.setMute(t.pod, !errors.Is(err, errStalled))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/sandboxer"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
-	"github.com/containerd-kuasar/containerd-kuasar/vmm/qemu"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm/drivers"
 )
 
 // Config of the plugin: options, by the keys that a handler's have, of handlers
@@ -23,12 +23,6 @@ type Config map[string]any
 
 func init() {
 	sandboxer.Register(sandboxer.Registration{Name: "vmm", Config: &Config{}, Backend: open})
-}
-
-// drivers are all there are. Whether a node has what a VMM needs is said to the
-// pods that want it.
-func drivers() map[string]vmm.Driver {
-	return map[string]vmm.Driver{"qemu": qemu.Driver{}}
 }
 
 func open(ic *plugin.InitContext, dir string) (sandbox.Backend, error) {
@@ -47,7 +41,7 @@ func open(ic *plugin.InitContext, dir string) (sandbox.Backend, error) {
 	if err != nil { // pods boot
 		log.G(ic.Context).WithError(err).Warn("virtual machines cannot be cloned from templates")
 	}
-	return &vmm.Backend{Drivers: drivers(), Defaults: defaults, Reaper: reaper, Prove: qemu.NewProver(dir).Prove, Templates: templates}, nil
+	return &vmm.Backend{Drivers: drivers.All(), Defaults: defaults, Reaper: reaper, Prove: drivers.Prover(dir).Prove, Templates: templates}, nil
 }
 
 func (c *Config) defaults() (vmm.Options, error) {

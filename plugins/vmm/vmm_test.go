@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/plugin/registry"
 
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm/drivers"
 )
 
 func TestRegistered(t *testing.T) {
@@ -22,7 +23,7 @@ func TestRegistered(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
-	if _, ok := drivers()[vmm.Defaults().Hypervisor]; !ok {
+	if _, ok := drivers.All()[vmm.Defaults().Hypervisor]; !ok {
 		t.Errorf("the default hypervisor is %q", vmm.Defaults().Hypervisor)
 	}
 	ic := plugin.NewContext(context.Background(), plugin.NewPluginSet(), nil)

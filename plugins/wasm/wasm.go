@@ -4,8 +4,6 @@ package wasm
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/plugins"
@@ -16,7 +14,6 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/worker"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
-	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 	"github.com/containerd-kuasar/containerd-kuasar/wasm"
 )
 
@@ -70,33 +67,5 @@ func (c *Config) check() error {
 
 // find returns the path of an engine's program, empty for one that needs none.
 func (c *Config) find(name string) (string, error) {
-	switch name {
-	case engine.Wasmtime:
-		return find("kuasar-wasmtime", "wasmtime", c.Wasmtime)
-	case engine.WasmEdge:
-		return find("wasmedge", "wasmedge", c.WasmEdge)
-	}
-	return "", nil
-}
-
-func find(program, key, path string) (string, error) {
-	if path != "" {
-		_, err := os.Stat(path)
-		if err == nil {
-			return path, nil
-		}
-		return "", fmt.Errorf("%s = %q: %w: %w", key, path, err, errdefs.ErrFailedPrecondition)
-	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), program)
-		if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(program)
-	if err == nil {
-		return filepath.Abs(path)
-	}
-	return "", fmt.Errorf("%s is neither beside the daemon's binary nor in PATH: install it, or set %s below [plugins.'io.containerd.sandbox.controller.v1.wasm']: %w",
-		program, key, errdefs.ErrFailedPrecondition)
+	return wasm.Programs{Wasmtime: c.Wasmtime, WasmEdge: c.WasmEdge}.Find(name)
 }

@@ -3,10 +3,7 @@
 package worker
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -14,6 +11,7 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/binary"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/sandboxer"
 	"github.com/containerd-kuasar/containerd-kuasar/task/worker"
 )
@@ -27,8 +25,8 @@ const (
 	ID = "worker"
 )
 
-// program is the name of the agent's binary.
-const program = "kuasar-task"
+// name of the agent's binary.
+const name = "kuasar-task"
 
 // Config of the plugin.
 type Config struct {
@@ -84,18 +82,9 @@ func (c *Config) find() (string, error) {
 	if c.Path != "" {
 		return c.Path, nil
 	}
-	self, err := os.Executable()
+	path, err := binary.Find(name)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: install it, or set path below [plugins.'%s.%s']", err, Type, ID)
 	}
-	beside := filepath.Join(filepath.Dir(self), program)
-	if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() {
-		return beside, nil
-	}
-	path, err := exec.LookPath(program)
-	if err == nil {
-		return filepath.Abs(path)
-	}
-	return "", fmt.Errorf("%s is neither at %s nor in PATH: install it, or set path below [plugins.'%s.%s']: %w",
-		program, beside, Type, ID, errors.Join(err, errdefs.ErrNotFound))
+	return path, nil
 }

@@ -38,7 +38,7 @@ func TestFind(t *testing.T) {
 	if _, err := c.find(); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "path") {
 		t.Errorf("nowhere: %v", err)
 	}
-	want := filepath.Join(os.Getenv("PATH"), program)
+	want := filepath.Join(os.Getenv("PATH"), name)
 	if err := os.WriteFile(want, nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestFind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	beside := filepath.Join(filepath.Dir(self), program)
+	beside := filepath.Join(filepath.Dir(self), name)
 	if err := os.WriteFile(beside, nil, 0o755); err != nil {
 		t.Fatal(err)
 	}

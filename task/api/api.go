@@ -16,6 +16,9 @@ const RetainOutput = "io.kuasar.retain-output"
 // Port of vsock: a guest's agent listens there, and the host for its hello.
 const Port = 1024
 
+// ConsolePort of vsock: a guest's debug console is there, where it has one.
+const ConsolePort = 1025
+
 // A guest's agent says hello once it listens, so that nobody has to ask whether
 // it does: HelloMagic and its Protocol, in network order. The connection has no
 // more than that.

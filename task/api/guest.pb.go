@@ -6,7 +6,7 @@
 
 // The verbs of a guest, beside those of agent.proto and containerd's Task API.
 // The guest is a virtual machine that is a pod; its agent is PID 1. All three
-// services are at one port of its vsock.
+// services are at one port of its vsock; the debug console is at another.
 //
 //	guest                                      host
 //	boots, listens at port 1024
@@ -37,6 +37,104 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Setup's.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The command and its arguments.
+	Args          []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunRequest) Reset() {
+	*x = RunRequest{}
+	mi := &file_guest_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunRequest) ProtoMessage() {}
+
+func (x *RunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
+func (*RunRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RunRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *RunRequest) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+type RunResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Output        []byte                 `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunResponse) Reset() {
+	*x = RunResponse{}
+	mi := &file_guest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunResponse) ProtoMessage() {}
+
+func (x *RunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
+func (*RunResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RunResponse) GetOutput() []byte {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
 type SetupRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Hostname   string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
@@ -51,14 +149,18 @@ type SetupRequest struct {
 	// Random bytes that no other guest gets, at most 512.
 	Entropy []byte `protobuf:"bytes,6,opt,name=entropy,proto3" json:"entropy,omitempty"`
 	// Size of /dev/shm in bytes; 0 for the kernel's choice.
-	ShmSize       uint64 `protobuf:"varint,7,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`
+	ShmSize uint64 `protobuf:"varint,7,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`
+	// Opens the debug console to those who know it; empty leaves it closed.
+	// Anyone on the host may dial a guest's ports, and containers can read the
+	// kernel's command line: so it is a secret, and comes by this way.
+	ConsoleKey    []byte `protobuf:"bytes,8,opt,name=console_key,json=consoleKey,proto3" json:"console_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_guest_proto_msgTypes[0]
+	mi := &file_guest_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -70,7 +172,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[0]
+	mi := &file_guest_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -83,7 +185,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{0}
+	return file_guest_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SetupRequest) GetHostname() string {
@@ -135,6 +237,13 @@ func (x *SetupRequest) GetShmSize() uint64 {
 	return 0
 }
 
+func (x *SetupRequest) GetConsoleKey() []byte {
+	if x != nil {
+		return x.ConsoleKey
+	}
+	return nil
+}
+
 // Share is a directory of the host.
 type Share struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -148,7 +257,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_guest_proto_msgTypes[1]
+	mi := &file_guest_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +269,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[1]
+	mi := &file_guest_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +282,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{1}
+	return file_guest_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Share) GetTag() string {
@@ -200,7 +309,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_guest_proto_msgTypes[2]
+	mi := &file_guest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -212,7 +321,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[2]
+	mi := &file_guest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -225,7 +334,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{2}
+	return file_guest_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SetupResponse) GetKernel() string {
@@ -244,7 +353,7 @@ type NetworkRequest struct {
 
 func (x *NetworkRequest) Reset() {
 	*x = NetworkRequest{}
-	mi := &file_guest_proto_msgTypes[3]
+	mi := &file_guest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +365,7 @@ func (x *NetworkRequest) String() string {
 func (*NetworkRequest) ProtoMessage() {}
 
 func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[3]
+	mi := &file_guest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +378,7 @@ func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
 func (*NetworkRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{3}
+	return file_guest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NetworkRequest) GetInterfaces() []*Interface {
@@ -297,7 +406,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_guest_proto_msgTypes[4]
+	mi := &file_guest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +418,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[4]
+	mi := &file_guest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +431,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{4}
+	return file_guest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Interface) GetMac() string {
@@ -379,7 +488,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_guest_proto_msgTypes[5]
+	mi := &file_guest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +500,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[5]
+	mi := &file_guest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +513,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{5}
+	return file_guest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Address) GetPrefix() string {
@@ -443,7 +552,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_guest_proto_msgTypes[6]
+	mi := &file_guest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +564,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[6]
+	mi := &file_guest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +577,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{6}
+	return file_guest_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Route) GetDestination() string {
@@ -531,7 +640,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +652,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +665,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{7}
+	return file_guest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Neighbour) GetAddress() string {
@@ -581,7 +690,7 @@ type NetworkResponse struct {
 
 func (x *NetworkResponse) Reset() {
 	*x = NetworkResponse{}
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +702,7 @@ func (x *NetworkResponse) String() string {
 func (*NetworkResponse) ProtoMessage() {}
 
 func (x *NetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +715,7 @@ func (x *NetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkResponse.ProtoReflect.Descriptor instead.
 func (*NetworkResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{8}
+	return file_guest_proto_rawDescGZIP(), []int{10}
 }
 
 type MountRequest struct {
@@ -626,7 +735,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +747,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +760,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{9}
+	return file_guest_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MountRequest) GetSerial() string {
@@ -699,7 +808,7 @@ type MountResponse struct {
 
 func (x *MountResponse) Reset() {
 	*x = MountResponse{}
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +820,7 @@ func (x *MountResponse) String() string {
 func (*MountResponse) ProtoMessage() {}
 
 func (x *MountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +833,7 @@ func (x *MountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountResponse.ProtoReflect.Descriptor instead.
 func (*MountResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{10}
+	return file_guest_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MountResponse) GetDevice() string {
@@ -743,7 +852,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +864,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +877,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{11}
+	return file_guest_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UnmountRequest) GetTarget() string {
@@ -786,7 +895,7 @@ type UnmountResponse struct {
 
 func (x *UnmountResponse) Reset() {
 	*x = UnmountResponse{}
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +907,7 @@ func (x *UnmountResponse) String() string {
 func (*UnmountResponse) ProtoMessage() {}
 
 func (x *UnmountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +920,7 @@ func (x *UnmountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountResponse.ProtoReflect.Descriptor instead.
 func (*UnmountResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{12}
+	return file_guest_proto_rawDescGZIP(), []int{14}
 }
 
 type ClockRequest struct {
@@ -823,7 +932,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +944,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +957,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{13}
+	return file_guest_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ClockRequest) GetTime() *timestamppb.Timestamp {
@@ -869,7 +978,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +990,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1003,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{14}
+	return file_guest_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ClockResponse) GetAhead() int64 {
@@ -912,7 +1021,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1033,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1046,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{15}
+	return file_guest_proto_rawDescGZIP(), []int{17}
 }
 
 type UsageResponse struct {
@@ -954,7 +1063,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1075,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1088,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{16}
+	return file_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UsageResponse) GetContainers() *anypb.Any {
@@ -1011,7 +1120,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1132,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1145,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{17}
+	return file_guest_proto_rawDescGZIP(), []int{19}
 }
 
 type ShutdownResponse struct {
@@ -1047,7 +1156,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1168,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,14 +1181,20 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{18}
+	return file_guest_proto_rawDescGZIP(), []int{20}
 }
 
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
 	"\n" +
-	"\vguest.proto\x12\x0fkuasar.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x02\n" +
+	"\vguest.proto\x12\x0fkuasar.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
+	"\n" +
+	"RunRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
+	"\x04args\x18\x02 \x03(\tR\x04args\"%\n" +
+	"\vRunResponse\x12\x16\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\"\x82\x03\n" +
 	"\fSetupRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1e\n" +
 	"\n" +
@@ -1089,7 +1204,9 @@ const file_guest_proto_rawDesc = "" +
 	"\x06shares\x18\x04 \x03(\v2\x16.kuasar.agent.v1.ShareR\x06shares\x12.\n" +
 	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
 	"\aentropy\x18\x06 \x01(\fR\aentropy\x12\x19\n" +
-	"\bshm_size\x18\a \x01(\x04R\ashmSize\x1a:\n" +
+	"\bshm_size\x18\a \x01(\x04R\ashmSize\x12\x1f\n" +
+	"\vconsole_key\x18\b \x01(\fR\n" +
+	"consoleKey\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
@@ -1157,7 +1274,9 @@ const file_guest_proto_rawDesc = "" +
 	"\aUnmount\x12\x1f.kuasar.agent.v1.UnmountRequest\x1a .kuasar.agent.v1.UnmountResponse\x12F\n" +
 	"\x05Clock\x12\x1d.kuasar.agent.v1.ClockRequest\x1a\x1e.kuasar.agent.v1.ClockResponse\x12F\n" +
 	"\x05Usage\x12\x1d.kuasar.agent.v1.UsageRequest\x1a\x1e.kuasar.agent.v1.UsageResponse\x12O\n" +
-	"\bShutdown\x12 .kuasar.agent.v1.ShutdownRequest\x1a!.kuasar.agent.v1.ShutdownResponseB=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
+	"\bShutdown\x12 .kuasar.agent.v1.ShutdownRequest\x1a!.kuasar.agent.v1.ShutdownResponse2M\n" +
+	"\aConsole\x12B\n" +
+	"\x03Run\x12\x1b.kuasar.agent.v1.RunRequest\x1a\x1c.kuasar.agent.v1.RunResponse0\x01B=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
 
 var (
 	file_guest_proto_rawDescOnce sync.Once
@@ -1171,57 +1290,61 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_guest_proto_goTypes = []any{
-	(*SetupRequest)(nil),          // 0: kuasar.agent.v1.SetupRequest
-	(*Share)(nil),                 // 1: kuasar.agent.v1.Share
-	(*SetupResponse)(nil),         // 2: kuasar.agent.v1.SetupResponse
-	(*NetworkRequest)(nil),        // 3: kuasar.agent.v1.NetworkRequest
-	(*Interface)(nil),             // 4: kuasar.agent.v1.Interface
-	(*Address)(nil),               // 5: kuasar.agent.v1.Address
-	(*Route)(nil),                 // 6: kuasar.agent.v1.Route
-	(*Neighbour)(nil),             // 7: kuasar.agent.v1.Neighbour
-	(*NetworkResponse)(nil),       // 8: kuasar.agent.v1.NetworkResponse
-	(*MountRequest)(nil),          // 9: kuasar.agent.v1.MountRequest
-	(*MountResponse)(nil),         // 10: kuasar.agent.v1.MountResponse
-	(*UnmountRequest)(nil),        // 11: kuasar.agent.v1.UnmountRequest
-	(*UnmountResponse)(nil),       // 12: kuasar.agent.v1.UnmountResponse
-	(*ClockRequest)(nil),          // 13: kuasar.agent.v1.ClockRequest
-	(*ClockResponse)(nil),         // 14: kuasar.agent.v1.ClockResponse
-	(*UsageRequest)(nil),          // 15: kuasar.agent.v1.UsageRequest
-	(*UsageResponse)(nil),         // 16: kuasar.agent.v1.UsageResponse
-	(*ShutdownRequest)(nil),       // 17: kuasar.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 18: kuasar.agent.v1.ShutdownResponse
-	nil,                           // 19: kuasar.agent.v1.SetupRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 21: google.protobuf.Any
+	(*RunRequest)(nil),            // 0: kuasar.agent.v1.RunRequest
+	(*RunResponse)(nil),           // 1: kuasar.agent.v1.RunResponse
+	(*SetupRequest)(nil),          // 2: kuasar.agent.v1.SetupRequest
+	(*Share)(nil),                 // 3: kuasar.agent.v1.Share
+	(*SetupResponse)(nil),         // 4: kuasar.agent.v1.SetupResponse
+	(*NetworkRequest)(nil),        // 5: kuasar.agent.v1.NetworkRequest
+	(*Interface)(nil),             // 6: kuasar.agent.v1.Interface
+	(*Address)(nil),               // 7: kuasar.agent.v1.Address
+	(*Route)(nil),                 // 8: kuasar.agent.v1.Route
+	(*Neighbour)(nil),             // 9: kuasar.agent.v1.Neighbour
+	(*NetworkResponse)(nil),       // 10: kuasar.agent.v1.NetworkResponse
+	(*MountRequest)(nil),          // 11: kuasar.agent.v1.MountRequest
+	(*MountResponse)(nil),         // 12: kuasar.agent.v1.MountResponse
+	(*UnmountRequest)(nil),        // 13: kuasar.agent.v1.UnmountRequest
+	(*UnmountResponse)(nil),       // 14: kuasar.agent.v1.UnmountResponse
+	(*ClockRequest)(nil),          // 15: kuasar.agent.v1.ClockRequest
+	(*ClockResponse)(nil),         // 16: kuasar.agent.v1.ClockResponse
+	(*UsageRequest)(nil),          // 17: kuasar.agent.v1.UsageRequest
+	(*UsageResponse)(nil),         // 18: kuasar.agent.v1.UsageResponse
+	(*ShutdownRequest)(nil),       // 19: kuasar.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 20: kuasar.agent.v1.ShutdownResponse
+	nil,                           // 21: kuasar.agent.v1.SetupRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 23: google.protobuf.Any
 }
 var file_guest_proto_depIdxs = []int32{
-	19, // 0: kuasar.agent.v1.SetupRequest.sysctls:type_name -> kuasar.agent.v1.SetupRequest.SysctlsEntry
-	1,  // 1: kuasar.agent.v1.SetupRequest.shares:type_name -> kuasar.agent.v1.Share
-	20, // 2: kuasar.agent.v1.SetupRequest.time:type_name -> google.protobuf.Timestamp
-	4,  // 3: kuasar.agent.v1.NetworkRequest.interfaces:type_name -> kuasar.agent.v1.Interface
-	5,  // 4: kuasar.agent.v1.Interface.addresses:type_name -> kuasar.agent.v1.Address
-	6,  // 5: kuasar.agent.v1.Interface.routes:type_name -> kuasar.agent.v1.Route
-	7,  // 6: kuasar.agent.v1.Interface.neighbours:type_name -> kuasar.agent.v1.Neighbour
-	20, // 7: kuasar.agent.v1.ClockRequest.time:type_name -> google.protobuf.Timestamp
-	21, // 8: kuasar.agent.v1.UsageResponse.containers:type_name -> google.protobuf.Any
-	0,  // 9: kuasar.agent.v1.Guest.Setup:input_type -> kuasar.agent.v1.SetupRequest
-	3,  // 10: kuasar.agent.v1.Guest.Network:input_type -> kuasar.agent.v1.NetworkRequest
-	9,  // 11: kuasar.agent.v1.Guest.Mount:input_type -> kuasar.agent.v1.MountRequest
-	11, // 12: kuasar.agent.v1.Guest.Unmount:input_type -> kuasar.agent.v1.UnmountRequest
-	13, // 13: kuasar.agent.v1.Guest.Clock:input_type -> kuasar.agent.v1.ClockRequest
-	15, // 14: kuasar.agent.v1.Guest.Usage:input_type -> kuasar.agent.v1.UsageRequest
-	17, // 15: kuasar.agent.v1.Guest.Shutdown:input_type -> kuasar.agent.v1.ShutdownRequest
-	2,  // 16: kuasar.agent.v1.Guest.Setup:output_type -> kuasar.agent.v1.SetupResponse
-	8,  // 17: kuasar.agent.v1.Guest.Network:output_type -> kuasar.agent.v1.NetworkResponse
-	10, // 18: kuasar.agent.v1.Guest.Mount:output_type -> kuasar.agent.v1.MountResponse
-	12, // 19: kuasar.agent.v1.Guest.Unmount:output_type -> kuasar.agent.v1.UnmountResponse
-	14, // 20: kuasar.agent.v1.Guest.Clock:output_type -> kuasar.agent.v1.ClockResponse
-	16, // 21: kuasar.agent.v1.Guest.Usage:output_type -> kuasar.agent.v1.UsageResponse
-	18, // 22: kuasar.agent.v1.Guest.Shutdown:output_type -> kuasar.agent.v1.ShutdownResponse
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
+	21, // 0: kuasar.agent.v1.SetupRequest.sysctls:type_name -> kuasar.agent.v1.SetupRequest.SysctlsEntry
+	3,  // 1: kuasar.agent.v1.SetupRequest.shares:type_name -> kuasar.agent.v1.Share
+	22, // 2: kuasar.agent.v1.SetupRequest.time:type_name -> google.protobuf.Timestamp
+	6,  // 3: kuasar.agent.v1.NetworkRequest.interfaces:type_name -> kuasar.agent.v1.Interface
+	7,  // 4: kuasar.agent.v1.Interface.addresses:type_name -> kuasar.agent.v1.Address
+	8,  // 5: kuasar.agent.v1.Interface.routes:type_name -> kuasar.agent.v1.Route
+	9,  // 6: kuasar.agent.v1.Interface.neighbours:type_name -> kuasar.agent.v1.Neighbour
+	22, // 7: kuasar.agent.v1.ClockRequest.time:type_name -> google.protobuf.Timestamp
+	23, // 8: kuasar.agent.v1.UsageResponse.containers:type_name -> google.protobuf.Any
+	2,  // 9: kuasar.agent.v1.Guest.Setup:input_type -> kuasar.agent.v1.SetupRequest
+	5,  // 10: kuasar.agent.v1.Guest.Network:input_type -> kuasar.agent.v1.NetworkRequest
+	11, // 11: kuasar.agent.v1.Guest.Mount:input_type -> kuasar.agent.v1.MountRequest
+	13, // 12: kuasar.agent.v1.Guest.Unmount:input_type -> kuasar.agent.v1.UnmountRequest
+	15, // 13: kuasar.agent.v1.Guest.Clock:input_type -> kuasar.agent.v1.ClockRequest
+	17, // 14: kuasar.agent.v1.Guest.Usage:input_type -> kuasar.agent.v1.UsageRequest
+	19, // 15: kuasar.agent.v1.Guest.Shutdown:input_type -> kuasar.agent.v1.ShutdownRequest
+	0,  // 16: kuasar.agent.v1.Console.Run:input_type -> kuasar.agent.v1.RunRequest
+	4,  // 17: kuasar.agent.v1.Guest.Setup:output_type -> kuasar.agent.v1.SetupResponse
+	10, // 18: kuasar.agent.v1.Guest.Network:output_type -> kuasar.agent.v1.NetworkResponse
+	12, // 19: kuasar.agent.v1.Guest.Mount:output_type -> kuasar.agent.v1.MountResponse
+	14, // 20: kuasar.agent.v1.Guest.Unmount:output_type -> kuasar.agent.v1.UnmountResponse
+	16, // 21: kuasar.agent.v1.Guest.Clock:output_type -> kuasar.agent.v1.ClockResponse
+	18, // 22: kuasar.agent.v1.Guest.Usage:output_type -> kuasar.agent.v1.UsageResponse
+	20, // 23: kuasar.agent.v1.Guest.Shutdown:output_type -> kuasar.agent.v1.ShutdownResponse
+	1,  // 24: kuasar.agent.v1.Console.Run:output_type -> kuasar.agent.v1.RunResponse
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1238,9 +1361,9 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_guest_proto_goTypes,
 		DependencyIndexes: file_guest_proto_depIdxs,

@@ -138,3 +138,81 @@ func (c *guestClient) Shutdown(ctx context.Context, req *ShutdownRequest) (*Shut
 	}
 	return &resp, nil
 }
+
+type ConsoleService interface {
+	Run(context.Context, *RunRequest, Console_RunServer) error
+}
+
+type Console_RunServer interface {
+	Send(*RunResponse) error
+	ttrpc.StreamServer
+}
+
+type consoleRunServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *consoleRunServer) Send(m *RunResponse) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+func RegisterConsoleService(srv *ttrpc.Server, svc ConsoleService) {
+	srv.RegisterService("kuasar.agent.v1.Console", &ttrpc.ServiceDesc{
+		Streams: map[string]ttrpc.Stream{
+			"Run": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(RunRequest)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Run(ctx, m, &consoleRunServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
+		},
+	})
+}
+
+type ConsoleClient interface {
+	Run(context.Context, *RunRequest) (Console_RunClient, error)
+}
+
+type consoleClient struct {
+	client *ttrpc.Client
+}
+
+func NewConsoleClient(client *ttrpc.Client) ConsoleClient {
+	return &consoleClient{
+		client: client,
+	}
+}
+
+func (c *consoleClient) Run(ctx context.Context, req *RunRequest) (Console_RunClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "kuasar.agent.v1.Console", "Run", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &consoleRunClient{stream}
+	return x, nil
+}
+
+type Console_RunClient interface {
+	Recv() (*RunResponse, error)
+	ttrpc.ClientStream
+}
+
+type consoleRunClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *consoleRunClient) Recv() (*RunResponse, error) {
+	m := new(RunResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}

@@ -97,7 +97,8 @@ func TestClass(t *testing.T) {
 	}
 }
 
-// first is a process that does with an exec FIFO what a first process does.
+// first is a process that does with an exec FIFO what a first process does. It
+// is returned when it has written to its output.
 func first(t *testing.T, script string) (ref server.Ref, pid *os.File) {
 	t.Helper()
 	ref = server.Ref{ID: "c", Dir: t.TempDir()}
@@ -114,11 +115,18 @@ func first(t *testing.T, script string) (ref server.Ref, pid *os.File) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	p, err := os.StartProcess("/bin/sh", []string{"sh", "-c", script}, &os.ProcAttr{Files: []*os.File{nil, nil, os.Stderr, f}})
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p, err := os.StartProcess("/bin/sh", []string{"sh", "-c", script}, &os.ProcAttr{Files: []*os.File{nil, w, os.Stderr, f}})
+	w.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Kill(); p.Wait() })
+	_, _ = r.Read(make([]byte, 1))
 	fd, err := unix.PidfdOpen(p.Pid, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -139,12 +147,12 @@ func TestStart(t *testing.T) {
 		script string
 		is     func(error) bool
 	}{
-		"goes on":         {`printf 0 > /proc/self/fd/3; exec sleep 1000`, nil},
-		"goes on and out": {`printf 0 > /proc/self/fd/3`, nil},
-		"went on before":  {`exec 3>&-; exec sleep 1000`, nil},
-		"dies":            {`exit 1`, errdefs.IsFailedPrecondition},
-		"dies on its way": {`: > /proc/self/fd/3`, errdefs.IsFailedPrecondition},
-		"hangs":           {`exec sleep 1000`, func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
+		"goes on":         {`echo; printf 0 > /proc/self/fd/3; exec sleep 1000`, nil},
+		"goes on and out": {`echo; printf 0 > /proc/self/fd/3`, nil},
+		"went on before":  {`exec 3>&-; echo; exec sleep 1000`, nil},
+		"dies":            {`echo; exit 1`, errdefs.IsFailedPrecondition},
+		"dies on its way": {`echo; : > /proc/self/fd/3`, errdefs.IsFailedPrecondition},
+		"hangs":           {`echo; exec sleep 1000`, func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ref, pid := first(t, c.script)

@@ -94,7 +94,7 @@ func connect(port uint16) (net.Conn, error) {
 // Pass carries one connection of the host to a port of the guest, which dial
 // reaches at Port. It owns c and returns when both directions have ended. A port
 // that nobody listens on resets c and is errdefs.ErrUnavailable.
-func Pass(ctx context.Context, c *net.TCPConn, port uint16, dial func(context.Context) (net.Conn, error)) error {
+func Pass(ctx context.Context, c *net.TCPConn, port uint16, dial Dial) error {
 	defer c.Close()
 	to, err := dial(ctx)
 	if err == nil {

@@ -83,6 +83,9 @@ func (g Group) dir() (string, error) {
 	return "", fmt.Errorf("it has no cgroup: %w", errdefs.ErrNotFound)
 }
 
+// kill is another one in tests.
+var kill = unix.Kill
+
 // Signal sends sig to every process; the oldest last, since the exit of a
 // container's first process may end the others. It is errdefs.ErrNotFound if
 // there is none.
@@ -94,13 +97,75 @@ func (g Group) Signal(sig unix.Signal) error {
 	if len(pids) == 0 {
 		return fmt.Errorf("no process: %w", errdefs.ErrNotFound)
 	}
+	return send(pids, sig)
+}
+
+func send(pids []int, sig unix.Signal) error {
 	for _, pid := range slices.Backward(pids) {
 		// One that is gone by now is as good as signalled.
-		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+		if err := kill(pid, sig); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("process %d: %w", pid, err)
 		}
 	}
 	return nil
+}
+
+// Kill ends every process, and those that they make meanwhile. It is
+// errdefs.ErrNotFound if there is none.
+func (g Group) Kill() error {
+	pids, err := g.Pids()
+	if err != nil {
+		return err
+	}
+	if len(pids) == 0 {
+		return fmt.Errorf("no process: %w", errdefs.ErrNotFound)
+	}
+	// The hierarchy of v2 that is beside those of v1 is entered last: it need
+	// not have them all.
+	if dir, err := g.dir(); err == nil && dir == g.Paths[""] {
+		err := cgroups.WriteFile(dir, "cgroup.kill", "1")
+		if !errors.Is(err, os.ErrNotExist) { // as before Linux 5.14
+			return err
+		}
+	}
+	m, err := g.Manager()
+	if err != nil {
+		return err
+	}
+	// What is frozen makes no others. On v1 it dies when it is thawed.
+	frozen := m.Freeze(cgroups.Frozen)
+	err = g.Signal(unix.SIGKILL)
+	thawed := m.Freeze(cgroups.Thawed)
+	if frozen == nil || err != nil {
+		return errors.Join(err, thawed)
+	}
+	return g.outrun(frozen)
+}
+
+// rounds bounds outrun.
+const rounds = 1000
+
+// outrun kills what cannot be frozen, until there is nothing new: each round
+// sees only what was there when it began.
+func (g Group) outrun(why error) error {
+	killed := map[int]bool{} // and not gone yet
+	for range rounds {
+		pids, err := g.Pids()
+		if err != nil {
+			return err
+		}
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return killed[pid] })
+		if len(pids) == 0 {
+			return nil
+		}
+		if err := send(pids, unix.SIGKILL); err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			killed[pid] = true
+		}
+	}
+	return fmt.Errorf("it forks faster than it is killed: %w: %w", why, errdefs.ErrUnavailable)
 }
 
 // Destroy kills what is in the cgroup recorded in dir and removes it. The
@@ -118,7 +183,7 @@ func Destroy(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := g.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+	if err := g.Kill(); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	return m.Destroy()

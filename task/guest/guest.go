@@ -33,6 +33,7 @@ type Guest struct {
 	modules *Modules
 	turn    chan struct{}     // held by the call that changes something
 	mounted map[string]string // what is mounted, by target; guarded by turn
+	key     []byte            // of the debug console, once it is open; guarded by turn
 }
 
 var _ api.GuestService = (*Guest)(nil)

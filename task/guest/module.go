@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -58,6 +60,9 @@ func (m *Modules) Load(names ...string) error {
 	}
 	return nil
 }
+
+// LoadAll loads every module.
+func (m *Modules) LoadAll() error { return m.Load(slices.Sorted(maps.Keys(m.needs))...) }
 
 func (m *Modules) once(file string) func() error {
 	m.mu.Lock()

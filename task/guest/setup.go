@@ -40,6 +40,10 @@ func (g *Guest) setup(ctx context.Context, r *api.SetupRequest) error {
 			return err
 		}
 	}
+	// Before what may fail or hang: then it is needed.
+	if err := g.openConsole(r.ConsoleKey); err != nil {
+		return err
+	}
 	if err := setNames(r.Hostname, r.Domainname); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -467,6 +468,68 @@ func TestListenRefuses(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "precious" {
 		t.Errorf("the file is %q, %v", b, err)
 	}
+}
+
+// A worker that died has given us what it sent, also what was not received yet
+// when the next one was there, and also if it had not read all from us.
+func TestConnectAfterAWorkerDied(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	f, _ := pipe(t)
+	const n = 100
+	for _, greeted := range []bool{true, false} {
+		k := keeper(t)
+		worker := accept(t, path)
+		connected := make(chan error, 1)
+		go func() {
+			_, err := k.Connect(bounded(t), path)
+			connected <- err
+		}()
+		w := <-worker
+		if greeted {
+			if m, _, err := w.receive(); err != nil || m.Op != opDone {
+				t.Fatalf("daemon greets with %+v, %v", m, err)
+			}
+		}
+		if err := w.send(message{Op: opDone}, -1); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-connected; err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			if err := w.send(message{Op: opHold, Key: fmt.Sprint(i)}, int(f.Fd())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.conn.Close()
+		next := listen(t, path)
+		connect(t, k, path)
+		if files := restore(t, next); len(files) != n {
+			t.Errorf("greeted %t: the next worker got %d of %d", greeted, len(files), n)
+		}
+	}
+}
+
+// accept is a worker that can say anything, once a daemon has connected.
+func accept(t testing.TB, path string) <-chan wire {
+	t.Helper()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	listener, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wires := make(chan wire, 1)
+	go func() {
+		defer close(wires)
+		defer listener.Close()
+		if conn, err := listener.AcceptUnix(); err == nil {
+			t.Cleanup(func() { conn.Close() })
+			wires <- wire{conn}
+		}
+	}()
+	return wires
 }
 
 // Whatever the order of events, in the end the daemon has what the worker has.

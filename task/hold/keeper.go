@@ -57,20 +57,33 @@ func (k *Keeper) Connect(ctx context.Context, path string) (*Link, error) {
 	}
 	l := &Link{wire: wire{conn.(*net.UnixConn)}, done: make(chan struct{})}
 	if err := k.greet(ctx, l); err != nil {
-		return nil, errors.Join(fmt.Errorf("connect to worker at %s: %w", path, err), l.Close())
+		k.drain(l)
+		return nil, fmt.Errorf("connect to worker at %s: %w", path, err)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
-		return nil, errors.Join(fmt.Errorf("connect to worker at %s: %w", path, net.ErrClosed), l.Close())
+		return nil, errors.Join(fmt.Errorf("connect to worker at %s: %w", path, net.ErrClosed), conn.Close())
 	}
 	k.link = l
 	go func() {
 		defer close(l.done)
 		l.err = k.follow(l)
-		_ = l.Close()
+		_ = conn.Close()
 	}()
 	return l, nil
+}
+
+// drain takes what the worker has sent, and ends the connection. There may be
+// nobody to hear of an error.
+func (k *Keeper) drain(l *Link) {
+	var err error
+	defer rescue(&err)
+	defer l.wire.conn.Close()
+	err = errors.Join(l.wire.conn.CloseRead(), l.wire.conn.SetDeadline(time.Time{}))
+	for err == nil {
+		_, err = k.receive(l.wire)
+	}
 }
 
 // unlink ends the former connection and waits until nothing comes from it.
@@ -82,8 +95,7 @@ func (k *Keeper) unlink() error {
 		return net.ErrClosed
 	}
 	if last != nil {
-		_ = last.Close()
-		<-last.done
+		return last.Close()
 	}
 	return nil
 }
@@ -145,7 +157,7 @@ func (k *Keeper) follow(l *Link) (err error) {
 	for {
 		done, err := k.receive(l.wire)
 		switch {
-		case err == io.EOF, errors.Is(err, net.ErrClosed), errors.Is(err, unix.ECONNRESET):
+		case err == io.EOF:
 			return nil
 		case err != nil:
 			return err
@@ -185,11 +197,17 @@ func (l *Link) Err() error {
 	}
 }
 
-// Close ends the connection; the Keeper keeps what it has.
+// Close ends the connection and returns when the Keeper has all that the worker
+// has sent: if it died, its descriptors are nowhere else.
 func (l *Link) Close() error {
-	if err := l.wire.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("disconnect from worker: %w", err)
+	err := l.wire.conn.CloseRead()
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ENOTCONN) { // it has ended
+		err = nil
 	}
+	if err != nil {
+		return fmt.Errorf("disconnect from worker: %w", errors.Join(err, l.wire.conn.Close()))
+	}
+	<-l.done
 	return nil
 }
 
@@ -215,7 +233,6 @@ func (k *Keeper) Close() error {
 	var err error
 	if last != nil {
 		err = last.Close()
-		<-last.done
 	}
 	k.Clear()
 	return err

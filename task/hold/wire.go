@@ -49,6 +49,11 @@ func (w wire) receive() (message, int, error) {
 	var buf [maxMessage]byte
 	var oob [64]byte // a few descriptors more than anybody may send
 	n, oobn, flags, _, err := w.conn.ReadMsgUnix(buf[:], oob[:])
+	if errors.Is(err, unix.ECONNRESET) {
+		// The peer died and had not read all from us. That is told once, and
+		// before what it has sent.
+		n, oobn, flags, _, err = w.conn.ReadMsgUnix(buf[:], oob[:])
+	}
 	// At the end of the connection there may be descriptors, too; after other
 	// errors the lengths are negative.
 	fds, perr := descriptors(oob[:max(oobn, 0)])

@@ -205,6 +205,115 @@ func TestRemoveInV1(t *testing.T) {
 	expect(t, events, "b")
 }
 
+// group2 is a cgroup of v2 with a limit, which shares out its memory.
+func group2(t *testing.T, parent string, limit int) string {
+	t.Helper()
+	const root = "/sys/fs/cgroup"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(root, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		t.Skip("no cgroup v2 at " + root)
+	}
+	if parent == "" {
+		parent = root
+	}
+	dir, err := os.MkdirTemp(parent, "kuasar-oom-test-")
+	if err != nil {
+		t.Skipf("cannot make a cgroup: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil && !os.IsNotExist(err) {
+			t.Error(err)
+		}
+	})
+	if _, err := os.Stat(dir + "/memory.max"); err != nil {
+		t.Skip("no memory controller of cgroup v2 below " + parent)
+	}
+	set(t, dir, "memory.max", fmt.Sprint(limit))
+	if _, err := os.Stat(dir + "/memory.swap.max"); err == nil {
+		set(t, dir, "memory.swap.max", "0")
+	}
+	return dir
+}
+
+func TestKillInV2(t *testing.T) {
+	dir := group2(t, "", limit)
+	w, events := watcher(t)
+	add(t, w, "c", v2(dir))
+	kills(t, v2(dir), 0)
+	for n := range uint64(3) {
+		gorge(t, dir)
+		expect(t, events, "c")
+		kills(t, v2(dir), n+1)
+	}
+	w.Remove("c")
+	gorge(t, dir)
+	add(t, w, "again", v2(dir))
+	gorge(t, dir)
+	expect(t, events, "again")
+	if n := len(events); n != 0 {
+		t.Errorf("%d events too many", n)
+	}
+}
+
+// A pod at its limit kills in one of its containers, and that one tells.
+func TestKillInASiblingInV2(t *testing.T) {
+	pod := group2(t, "", limit)
+	set(t, pod, "cgroup.subtree_control", "+memory")
+	victim, other := group2(t, pod, 1<<30), group2(t, pod, 1<<30)
+	w, events := watcher(t)
+	add(t, w, "other", v2(other))
+	add(t, w, "victim", v2(victim))
+	gorge(t, victim)
+	expect(t, events, "victim")
+	kills(t, v2(other), 0)
+	gorge(t, other)
+	expect(t, events, "other")
+	if n := len(events); n != 0 {
+		t.Errorf("%d events too many", n)
+	}
+}
+
+// A container's own groups are below its, with a memory controller or without,
+// and their kills count when they are gone, too.
+func TestKillBelowInV2(t *testing.T) {
+	dir := group2(t, "", limit)
+	w, events := watcher(t)
+	add(t, w, "c", v2(dir))
+	inner := filepath.Join(dir, "inner")
+	for n, controllers := range []string{"", "+memory"} {
+		set(t, dir, "cgroup.subtree_control", controllers)
+		if err := os.Mkdir(inner, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(inner) })
+		gorge(t, inner)
+		expect(t, events, "c")
+		if err := os.Remove(inner); err != nil {
+			t.Fatal(err)
+		}
+		kills(t, v2(dir), uint64(n)+1)
+	}
+}
+
+func TestRemovalInV2IsNoEvent(t *testing.T) {
+	w, events := watcher(t)
+	gone, stays := group2(t, "", limit), group2(t, "", limit)
+	add(t, w, "gone", v2(gone))
+	add(t, w, "stays", v2(stays))
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	gorge(t, stays)
+	expect(t, events, "stays")
+	if _, err := Kills(v2(gone)); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+	w.Remove("gone")
+	if n := len(events); n != 0 {
+		t.Errorf("%d events too many", n)
+	}
+}
+
 // fake stands for a cgroup of v2.
 func fake(t *testing.T) (dir string, count func(n int)) {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -71,6 +72,11 @@ func (s *Server) plan(ns string, r *wire.CreateTaskRequest) (*container, *specs.
 	}
 	if _, ok := runtime.(Checkpointer); !ok && r.Checkpoint != "" {
 		return nil, nil, fmt.Errorf("restore from checkpoint: %w", errdefs.ErrNotImplemented)
+	}
+	if s.cfg.Refresh != nil && filepath.IsAbs(r.Bundle) {
+		if err := s.cfg.Refresh(r.Bundle); err != nil {
+			return nil, nil, err
+		}
 	}
 	spec, err := readSpec(r.Bundle)
 	if err != nil {

@@ -41,6 +41,10 @@ type Config struct {
 	Reaper *pidfd.Reaper
 	Holder Holder
 	OOM    Watcher
+
+	// Refresh, if not nil, is called with a bundle's directory before anything
+	// of it is read, for file systems that remember what they had once.
+	Refresh func(bundle string) error
 }
 
 // Server implements the Task API and api.AgentService. Calls wait until

@@ -209,6 +209,13 @@ func real(t *testing.T) (path string, paths map[string]string) {
 	if !maps.Equal(paths, mustFind(t, path)) {
 		t.Errorf("paths are %v", paths)
 	}
+	use(t, paths)
+	return path, paths
+}
+
+// use spends time and memory in a cgroup.
+func use(t *testing.T, paths map[string]string) {
+	t.Helper()
 	script := ""
 	for _, dir := range paths {
 		script += "echo $$ > " + dir + "/cgroup.procs; "
@@ -218,7 +225,6 @@ func real(t *testing.T) (path string, paths map[string]string) {
 		t.Fatalf("%s: %v", out, err)
 	}
 	t.Cleanup(func() { _ = os.Remove("/dev/shm/kuasar-stats-test") })
-	return path, paths
 }
 
 func mustFind(t *testing.T, path string) map[string]string {
@@ -253,6 +259,70 @@ func TestRealCgroup(t *testing.T) {
 		}
 		want.Blkio = again.Blkio // see TestV1LikeContainerd
 		m.(*v1.Metrics).Blkio = again.Blkio
+		if proto.Equal(got, again) && proto.Equal(got, want) && proto.Equal(got, m.(proto.Message)) {
+			return
+		}
+		if time.Now().After(deadline) {
+			same(t, got, want)
+			same(t, m.(proto.Message), got)
+			return
+		}
+		got = again
+	}
+}
+
+func TestRealCgroupV2(t *testing.T) {
+	const root = "/sys/fs/cgroup"
+	path := "/kuasar-stats-test-" + filepath.Base(t.TempDir())
+	var fs unix.Statfs_t
+	if err := unix.Statfs(root, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		t.Skip("no cgroup v2 at " + root)
+	}
+	if err := os.Mkdir(root+path, 0o755); err != nil {
+		t.Skipf("cannot make a cgroup: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(root + path); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, file := range []string{"memory.current", "pids.current", "cpu.max", "io.stat"} {
+		if _, err := os.Stat(filepath.Join(root, path, file)); err != nil {
+			t.Skipf("the root of cgroup v2 does not share out controllers: %v", err)
+		}
+	}
+	paths, err := Paths(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	use(t, paths)
+	got := metrics[*v2.Metrics](t, paths)
+	if got.CPU.UsageUsec == 0 || got.Memory.Usage < 3_000_000 || got.Memory.Pgfault == 0 || got.Pids.Current != 0 || got.MemoryEvents == nil {
+		t.Errorf("got %s", prototext.Format(got))
+	}
+	manager, err := cgroup2.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The kernel adds up its counters now and then, as in TestRealCgroup.
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		want, err := manager.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := metrics[*v2.Metrics](t, paths)
+		pod, err := Pod(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := typeurl.UnmarshalAny(pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// See TestV2LikeContainerd.
+		want.Memory.WorkingsetRefault, want.Memory.WorkingsetActivate = again.Memory.WorkingsetRefault, again.Memory.WorkingsetActivate
+		slices.SortFunc(want.Hugetlb, func(a, b *v2.HugeTlbStat) int { return strings.Compare(a.Pagesize, b.Pagesize) })
 		if proto.Equal(got, again) && proto.Equal(got, want) && proto.Equal(got, m.(proto.Message)) {
 			return
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/rlimit"
 	"github.com/containerd-kuasar/containerd-kuasar/task/group"
 	"github.com/containerd-kuasar/containerd-kuasar/task/server"
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/binary"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/cell"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/runner"
@@ -77,13 +78,13 @@ func (r *Runtime) create(ctx context.Context, ref server.Ref, p server.Process) 
 // Exec implements server.Runtime: it runs another module of the container's.
 // A tmpfs of the container's is a new one for it.
 func (r *Runtime) Exec(ctx context.Context, ref server.Ref, p server.Process) (server.Started, error) {
-	if len(p.Exec.Args) == 0 || !strings.HasSuffix(p.Exec.Args[0], ".wasm") {
-		return server.Started{}, fmt.Errorf("exec in container %s: there is no program but its module: name the path of a module that ends in .wasm: %w", ref.ID, errdefs.ErrNotImplemented)
-	}
 	spec, err := read(ref)
 	var program *program
 	if err == nil {
 		program, err = r.program(ctx, ref, spec, p.Exec)
+	}
+	if errdefs.IsNotFound(err) || errors.Is(err, binary.ErrNoModule) {
+		err = fmt.Errorf("%w: only modules of the container's can run: %v", errdefs.ErrNotImplemented, err)
 	}
 	var g group.Group
 	if err == nil {

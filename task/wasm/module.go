@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ import (
 // code returns the directory with a process's module, compiled.
 func (r *Runtime) code(ctx context.Context, spec *specs.Spec, process *specs.Process, o engine.Options) (string, error) {
 	path := process.Args[0]
-	file, err := open(spec, process.Cwd, path)
+	file, err := open(spec, process)
 	if err != nil {
 		return "", err
 	}
@@ -75,25 +76,55 @@ func check(info binary.Info, name string) error {
 	return nil
 }
 
-// open opens a module as its container sees it, whatever links the image has.
-func open(spec *specs.Spec, cwd, path string) (*os.File, error) {
-	if !filepath.IsAbs(path) {
-		path = filepath.Join("/", cwd, path)
-	}
-	root, rest := locate(spec, filepath.Clean(path))
-	handle, err := pathrs.OpenInRoot(root, rest)
-	if err != nil {
+// open opens a process's module as its container sees it, whatever links the
+// image has.
+func open(spec *specs.Spec, process *specs.Process) (*os.File, error) {
+	var missing error
+	for _, path := range candidates(process) {
+		file, err := openAt(spec, path)
+		if err == nil {
+			return file, nil
+		}
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-			err = errdefs.ErrNotFound
+			err = fmt.Errorf("module %s of the container: %w", path, errdefs.ErrNotFound)
+			missing = cmp.Or(missing, err)
+			continue
 		}
 		return nil, fmt.Errorf("module %s of the container: %w", path, err)
 	}
-	defer handle.Close()
-	file, err := pathrs.Reopen(handle, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("module %s of the container: %w", path, err)
+	return nil, missing
+}
+
+// candidates are the paths that a process's module may have: a name is one in
+// the working directory, as images of modules have it, or in PATH, as for any
+// program.
+func candidates(p *specs.Process) []string {
+	name := p.Args[0]
+	if filepath.IsAbs(name) {
+		return []string{filepath.Clean(name)}
 	}
-	return file, nil
+	paths := []string{filepath.Join("/", p.Cwd, name)}
+	if strings.Contains(name, "/") {
+		return paths
+	}
+	for _, env := range p.Env {
+		if dirs, ok := strings.CutPrefix(env, "PATH="); ok {
+			for _, dir := range filepath.SplitList(dirs) {
+				paths = append(paths, filepath.Join("/", dir, name))
+			}
+		}
+	}
+	return paths
+}
+
+func openAt(spec *specs.Spec, path string) (*os.File, error) {
+	root, rest := locate(spec, path)
+	handle, err := pathrs.OpenInRoot(root, rest)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	return pathrs.Reopen(handle, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
 }
 
 // locate finds the directory of this host that a path is in, and the rest of
@@ -118,7 +149,7 @@ func locate(spec *specs.Spec, path string) (root, rest string) {
 // copyModule puts a process's module into a directory. Others may write to it
 // meanwhile: the digest is that of the copy.
 func copyModule(spec *specs.Spec, process *specs.Process, to string) (digest string, err error) {
-	from, err := open(spec, process.Cwd, process.Args[0])
+	from, err := open(spec, process)
 	if err != nil {
 		return "", err
 	}

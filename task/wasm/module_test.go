@@ -2,6 +2,7 @@ package wasm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 )
 
@@ -26,6 +28,64 @@ func TestCompileWhatWasAsked(t *testing.T) {
 	err := r.compile(spec, process, engine.Options{Engine: engine.Wazero}, "of another", t.TempDir())
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "changed") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestOpen(t *testing.T) {
+	root := t.TempDir()
+	for _, path := range []string{"data/tool", "bin/tool", "bin/other", "sbin/other", "app/deep/tool"} {
+		path = filepath.Join(root, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := &specs.Spec{Root: &specs.Root{Path: root}}
+	for name, want := range map[string]string{
+		"/bin/tool":  "bin/tool",
+		"tool":       "data/tool", // as it was before PATH
+		"other":      "sbin/other",
+		"../app":     "app",
+		"deep/tool":  "", // no name: PATH is not for it
+		"none":       "",
+		"/tool":      "",
+		"../../..":   ".",
+		"tool/below": "",
+	} {
+		process := &specs.Process{Args: []string{name}, Cwd: "/data", Env: []string{"A=b", "PATH=/sbin:/bin:/app"}}
+		f, err := open(spec, process)
+		if want == "" {
+			if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), filepath.Base(name)) {
+				t.Errorf("%s: got %v", name, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil || path != filepath.Join(root, want) {
+			t.Errorf("%s is %s, %v", name, path, err)
+		}
+		f.Close()
+	}
+}
+
+// TestExecRefuses holds that what is no module is told from one that is broken.
+func TestExecRefuses(t *testing.T) {
+	r := newRig(t)
+	r.file("text", "#!/bin/sh")
+	r.file("short", "\x00asm\x01\x00\x00\x00\x01")
+	r.save()
+	for name, class := range map[string]func(error) bool{
+		"/text":  errdefs.IsNotImplemented,
+		"/none":  errdefs.IsNotImplemented,
+		"none":   errdefs.IsNotImplemented,
+		"/short": errdefs.IsInvalidArgument,
+	} {
+		_, err := r.Exec(t.Context(), r.ref, server.Process{Exec: &specs.Process{Args: []string{name}, Cwd: "/"}})
+		if !class(err) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: got %v", name, err)
+		}
 	}
 }
 

@@ -156,14 +156,15 @@ func (r *Runtime) Signal(_ context.Context, ref server.Ref, sig unix.Signal) err
 	if err != nil {
 		return err
 	}
-	if err := g.Signal(sig); err != nil {
+	if sig == unix.SIGKILL {
+		err = g.Kill()
+	} else {
+		err = g.Signal(sig)
+	}
+	if err != nil {
 		return fmt.Errorf("signal container %s: %w", ref.ID, err)
 	}
-	if sig != unix.SIGKILL {
-		return nil
-	}
-	// The frozen die only when they are thawed, on v1.
-	return r.freeze(ref, cgroups.Thawed)
+	return nil
 }
 
 // Pause implements server.Pauser.

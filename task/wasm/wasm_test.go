@@ -99,12 +99,18 @@ func (r *rig) must(err error) {
 	}
 }
 
-// create makes the container; its output is that of both streams.
-func (r *rig) create() (s server.Started, output *os.File, err error) {
+// save writes the spec into the bundle.
+func (r *rig) save() {
 	r.Helper()
 	raw, err := json.Marshal(r.spec)
 	r.must(err)
 	r.must(os.WriteFile(filepath.Join(r.ref.Bundle, "config.json"), raw, 0o600))
+}
+
+// create makes the container; its output is that of both streams.
+func (r *rig) create() (s server.Started, output *os.File, err error) {
+	r.Helper()
+	r.save()
 	return r.launch(func(p server.Process) (server.Started, error) {
 		p.Spec = r.spec
 		return r.Create(r.Context(), r.ref, p)

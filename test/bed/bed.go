@@ -22,7 +22,7 @@ const Namespace = "k8s.io"
 
 // closeTimeout bounds what Close waits for. Ending a pod takes CRI's grace
 // period where a container ignores SIGTERM.
-const closeTimeout = time.Minute
+var closeTimeout = Patience(time.Minute)
 
 // Handlers that every bed's configuration has.
 const (

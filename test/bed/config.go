@@ -75,11 +75,14 @@ imports = []
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
         BinaryName = 'runc'
         Root = '{{.Dir}}/s/runc'
+        SystemdCgroup = {{.Systemd}}
 
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-runc]
       runtime_type = 'io.containerd.kuasar.v1'
       sandboxer = 'runc'
       disable_pause_image_pull = true
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-runc.options]
+        SystemdCgroup = {{.Systemd}}
 
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm]
       runtime_type = 'io.containerd.kuasar.v1'
@@ -102,7 +105,7 @@ imports = []
 `))
 
 // network is a bridge with masquerading and host ports, as most clusters
-// have. Its addresses are the bed's alone: so is the network namespace.
+// have, of both kinds of IP. Its addresses are the bed's alone: so is the network namespace.
 const network = `{
   "cniVersion": "1.0.0",
   "name": "bed",
@@ -116,8 +119,8 @@ const network = `{
       "ipam": {
         "type": "host-local",
         "dataDir": "%s/ipam",
-        "ranges": [[{"subnet": "10.88.0.0/16"}]],
-        "routes": [{"dst": "0.0.0.0/0"}]
+        "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
       }
     },
     {"type": "portmap", "capabilities": {"portMappings": true}}
@@ -143,8 +146,9 @@ func (b *Bed) configure() error {
 	}
 	vsock, _ := exec.LookPath("vhost-device-vsock") // the daemon has another PATH
 	var config bytes.Buffer
-	err := configuration.Execute(&config, map[string]string{
-		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
+	err := configuration.Execute(&config, map[string]any{
+		"Systemd": Systemd(),
+		"Dir":     b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
 		"Guest": b.Path("build/guest"), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
 	})
 	if err != nil {

@@ -124,6 +124,10 @@ func (h hierarchy) mount() error {
 	if h.version == 1 {
 		return unix.Mount("cgroup", h.path, "cgroup", 0, h.options)
 	}
+	// The kernel refuses the same file system on top of itself.
+	if err := unix.Unmount(h.path, unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+		return err
+	}
 	if err := unix.Mount("cgroup2", h.path, "cgroup2", 0, ""); err != nil {
 		return err
 	}

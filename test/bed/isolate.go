@@ -75,8 +75,11 @@ func outer() (int, error) {
 	cmd.Env = append(os.Environ(), stage+"="+stageInit, groupVariable+"="+group, "TMPDIR="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
 		Pdeathsig:  syscall.SIGKILL,
+	}
+	if !Systemd() {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWPID
 	}
 	err = cmd.Start()
 	if err == nil {
@@ -101,18 +104,11 @@ func initialize() (int, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return 0, fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return 0, fmt.Errorf("mount /proc: %w", err)
-	}
-	if err := enterGroup(os.Getenv(groupVariable)); err != nil {
+	if err := enter(); err != nil {
 		return 0, err
 	}
-	loopback, err := netlink.LinkByName("lo")
-	if err != nil {
-		return 0, fmt.Errorf("find loopback: %w", err)
-	}
-	if err := netlink.LinkSetUp(loopback); err != nil {
-		return 0, fmt.Errorf("set loopback up: %w", err)
+	if err := connect(); err != nil {
+		return 0, err
 	}
 	if err := os.Setenv(stage, stageInner); err != nil {
 		return 0, err
@@ -128,6 +124,37 @@ func initialize() (int, error) {
 	status, err := reap(pid)
 	// The kernel cannot end a frozen process, and waits for it.
 	return status, errors.Join(err, thaw())
+}
+
+// enter makes the pid and cgroup namespaces usable, where there are any.
+func enter() error {
+	if Systemd() {
+		return adopt()
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return enterGroup(os.Getenv(groupVariable))
+}
+
+// connect makes the network namespace one of a node.
+func connect() error {
+	loopback, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(loopback); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	// Else the bridge would use its IPv6 address only after some seconds in
+	// which it looks for others that have the same.
+	for _, scope := range []string{"all", "default"} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+scope+"/accept_dad", []byte("0"), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // relay passes on to a child what asks this process to end, which itself ends

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ import (
 const leakTimeout = 5 * time.Second
 
 // Leaks lists what is left of pods once all are removed: processes, mounts,
-// network namespaces, links, addresses, cgroups and files. The daemon and the
+// network namespaces, taps, links, filters, cgroups and files. The daemon and the
 // node's worker are no leaks. It is meaningful only in an isolated process.
 func (b *Bed) Leaks(ctx context.Context) ([]string, error) {
 	processes, err := b.leakedProcesses(ctx)
@@ -34,7 +35,7 @@ func (b *Bed) Leaks(ctx context.Context) ([]string, error) {
 	}
 	leaks := processes
 	for _, look := range []func(context.Context) ([]string, error){
-		b.leakedMounts, b.leakedLinks, b.leakedGroups, b.leakedFiles, b.leakedObjects,
+		b.leakedMounts, b.leakedLinks, b.leakedNamespaces, b.leakedGroups, b.leakedFiles, b.leakedObjects,
 	} {
 		found, err := look(ctx)
 		if err != nil {
@@ -53,8 +54,8 @@ func (b *Bed) leakedProcesses(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var leaks []string
-	for _, p := range all {
-		if p.Pid == 1 || p.Pid == os.Getpid() || p.Parent == os.Getpid() || p.isWorker() {
+	for _, p := range below(all, os.Getppid()) {
+		if p.Pid == os.Getpid() || p.Parent == os.Getpid() || p.isWorker() {
 			continue
 		}
 		if err := AwaitExit(ctx, p.Pid); err != nil {
@@ -62,6 +63,22 @@ func (b *Bed) leakedProcesses(ctx context.Context) ([]string, error) {
 		}
 	}
 	return leaks, nil
+}
+
+// below are those processes that come from another one: of a bed all but its
+// first.
+func below(all []Process, first int) []Process {
+	parents := make(map[int]int, len(all))
+	for _, p := range all {
+		parents[p.Pid] = p.Parent
+	}
+	return slices.DeleteFunc(all, func(p Process) bool {
+		pid := p.Parent
+		for pid > 0 && pid != first {
+			pid = parents[pid]
+		}
+		return pid != first
+	})
 }
 
 func (b *Bed) leakedMounts(context.Context) ([]string, error) {
@@ -101,6 +118,44 @@ func (b *Bed) leakedLinks(context.Context) ([]string, error) {
 	for _, link := range links {
 		if link.Name != "lo" && link.Name != bridge {
 			leaks = append(leaks, "link "+link.Name)
+		}
+	}
+	// What is redirected to a machine is so in its pod's namespace, never here.
+	qdiscs, err := netlink.QdiscList(nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" || q.Type() == "ingress" {
+			leaks = append(leaks, "qdisc "+q.Type()+" of link "+strconv.Itoa(q.Attrs().LinkIndex))
+		}
+	}
+	return leaks, nil
+}
+
+// leakedNamespaces lists network namespaces that outlive their pods: somebody
+// has them open, or a tap in them.
+func (b *Bed) leakedNamespaces(context.Context) ([]string, error) {
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	all, err := Processes()
+	if err != nil {
+		return nil, err
+	}
+	var leaks []string
+	for _, p := range all {
+		ns, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns/net"))
+		if err == nil && ns != own {
+			leaks = append(leaks, "network namespace of process "+p.String())
+		}
+		fds, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.Pid), "fd"))
+		for _, fd := range fds {
+			path, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(p.Pid), "fd", fd.Name()))
+			if err == nil && (path == "/dev/net/tun" || strings.HasPrefix(path, "net:[") && path != own) {
+				leaks = append(leaks, path+" of process "+p.String())
+			}
 		}
 	}
 	return leaks, nil
@@ -156,6 +211,8 @@ var homes = []string{
 	"r/io.containerd.grpc.v1.cri/containers",
 	"s/io.containerd.grpc.v1.cri/netns",
 	"s/kuasar/runc",
+	"s/kuasar/vmm",
+	"s/kuasar/wasm",
 	"s/kuasar/tasks/k8s.io",
 	"s/kuasar/worker/containers/k8s.io",
 	"shim/s",
@@ -214,14 +271,14 @@ func (b *Bed) leakedObjects(ctx context.Context) ([]string, error) {
 }
 
 // sweep removes what is left of the bed by force, whoever should have done
-// so: processes that name its directory, mounts, and the bridge.
+// so: its processes, mounts, and the bridge.
 func (b *Bed) sweep() error {
 	all, err := Processes()
 	errs := []error{err}
 	ctx, cancel := context.WithTimeout(context.Background(), leakTimeout)
 	defer cancel()
 	for _, p := range all {
-		if p.Pid == os.Getpid() || !strings.Contains(strings.Join(p.Args, " "), b.Dir) {
+		if p.Pid == os.Getpid() || !p.of(b) {
 			continue
 		}
 		if err := syscall.Kill(p.Pid, syscall.SIGKILL); err == nil {

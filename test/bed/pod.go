@@ -36,7 +36,7 @@ func (b *Bed) PodConfig() *runtime.PodSandboxConfig {
 		Hostname:     name,
 		LogDirectory: filepath.Join(b.Dir, "logs", name),
 		Linux: &runtime.LinuxPodSandboxConfig{
-			CgroupParent: "/kubepods/" + name,
+			CgroupParent: parent(name),
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER},
 			},

@@ -20,6 +20,7 @@ type Process struct {
 	Name        string   // of the command, at most 15 bytes
 	Args        []string // empty for kernel threads and zombies
 	State       byte     // 'Z' for a zombie
+	Dir         string   // it works in; empty for a zombie
 }
 
 func (p Process) String() string {
@@ -73,6 +74,7 @@ func readProcess(pid int) (Process, error) {
 		return Process{}, err
 	}
 	p := Process{Pid: pid, Parent: parent, Name: string(stat[open+1 : end]), State: fields[0][0]}
+	p.Dir, _ = os.Readlink(filepath.Join(dir, "cwd"))
 	if args = bytes.TrimRight(args, "\x00"); len(args) > 0 {
 		p.Args = strings.Split(string(args), "\x00")
 	}
@@ -92,6 +94,27 @@ func (b *Bed) Worker() (int, error) {
 		}
 	}
 	return 0, nil
+}
+
+// of says whether the process belongs to the bed: some do not name its directory
+// but work there.
+func (p Process) of(b *Bed) bool {
+	return strings.Contains(strings.Join(p.Args, " "), b.Dir) || strings.HasPrefix(p.Dir, b.Dir+"/")
+}
+
+// Machine returns the processes of a pod's virtual machine, by name.
+func (b *Bed) Machine(pod string) (map[string]int, error) {
+	all, err := Processes()
+	if err != nil {
+		return nil, err
+	}
+	machine := map[string]int{}
+	for _, p := range all {
+		if strings.HasPrefix(p.Dir, filepath.Join(b.State(), "kuasar/vmm", pod)+"/") && len(p.Args) > 0 {
+			machine[filepath.Base(p.Args[0])] = p.Pid
+		}
+	}
+	return machine, nil
 }
 
 // Helpers counts the processes that hold pods and do not belong to them, by

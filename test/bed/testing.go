@@ -1,6 +1,7 @@
 package bed
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -13,7 +14,7 @@ import (
 )
 
 // startTimeout bounds the daemon's start, a loaded machine included.
-const startTimeout = time.Minute
+var startTimeout = Patience(time.Minute)
 
 // Require skips a test where a bed cannot be, and names what is missing.
 func Require(t testing.TB) {
@@ -27,6 +28,7 @@ func Require(t testing.TB) {
 	}
 	for path, remedy := range map[string]string{
 		root + "/bin/containerd-kuasar": "make build",
+		root + "/bin/kuasar-ctl":        "make build",
 		root + "/" + raceBinary:         "make bed",
 		root + "/build/images/web":      "make bed",
 		root + "/build/modules":         "make bed",
@@ -104,6 +106,10 @@ func LackOfVMM() string {
 	return ""
 }
 
+// Daemon is the environment variable that names another daemon to test than
+// that built with the race detector, which is slow in a machine that is.
+const Daemon = "KUASAR_TEST_DAEMON"
+
 // raceBinary is the daemon that is tested, built with the race detector.
 const raceBinary = "build/race/containerd-kuasar"
 
@@ -117,7 +123,7 @@ func Test(t testing.TB, options Options) *Bed {
 		if err != nil {
 			t.Fatal(err)
 		}
-		options.Binary = filepath.Join(root, raceBinary)
+		options.Binary = cmp.Or(os.Getenv(Daemon), filepath.Join(root, raceBinary))
 	}
 	each, r := options.Log, &races{}
 	options.Log = func(line string) {

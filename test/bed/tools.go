@@ -23,6 +23,13 @@ func (b *Bed) Ctr(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// KuasarCtl is a kuasar-ctl command on the bed's daemon, ready to start.
+func (b *Bed) KuasarCtl(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, b.Path("bin/kuasar-ctl"), append([]string{"--config", filepath.Join(b.Dir, "config.toml")}, args...)...)
+	cmd.Dir = b.Dir
+	return cmd
+}
+
 // Output runs a command and returns its standard output without the spaces
 // around it. The error has what it wrote to standard error.
 func Output(cmd *exec.Cmd) (string, error) {

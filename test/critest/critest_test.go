@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	handlers = flag.String("handlers", bed.Stock+","+bed.Runc, "handlers to run, the one to compare with first")
+	handlers = flag.String("handlers", bed.Stock+","+bed.Runc+","+bed.Wasm, "handlers to run, the one to compare with first")
 	nodes    = flag.Int("nodes", 6, "cases that run at a time: most wait for most of their time")
 	update   = flag.Bool("update", false, "write docs/critest.md")
 )
@@ -31,7 +31,7 @@ func TestCritest(t *testing.T) {
 	table := Table{Handlers: strings.Split(*handlers, ",")}
 	for _, handler := range table.Handlers {
 		start := time.Now()
-		results, err := Run(t.Context(), b, handler, *nodes)
+		results, err := Run(t.Context(), b, handler, *nodes, "benchmark")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,8 +56,15 @@ func TestCritest(t *testing.T) {
 const heading = `# critest
 
 The conformance suite of Kubernetes' container runtime interface, cri-tools
-v1.36.0, run against two handlers of one daemon: containerd's own shim with
-Debian's runc, which has no user namespaces for pods before version 1.2, and
-the runc sandboxer. ` + "`make critest-docs`" + ` runs it again and writes this file.
+v1.36.0, run against three handlers of one daemon: containerd's own shim with
+Debian's runc, which has no user namespaces for pods before version 1.2, the
+runc sandboxer, and the wasm sandboxer. ` + "`make critest-docs`" + ` runs it again and
+writes this file.
+
+For the wasm sandboxer the suite's default image is one of WebAssembly: a module
+with a shell and a few tools, at the paths and under the names that the suite
+asks for. Cases that are about Linux programs fail and are listed with why. One
+that fails and is not listed, or is listed and passes, fails the build. Some that
+hold that a thing is refused pass because no module could do it.
 
 `

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
+	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
 
 // Result is what became of one case.
@@ -31,9 +32,9 @@ func (r Result) Skipped() bool { return r.State == "skipped" || r.State == "pend
 // Results are those of one run by the case's full name.
 type Results map[string]Result
 
-// Run runs the whole suite against a handler, nodes cases at a time. A case
-// that fails is no error.
-func Run(ctx context.Context, b *bed.Bed, handler string, nodes int) (Results, error) {
+// Run runs the suite against a handler, nodes cases at a time, but for the cases
+// that skip, a regular expression, matches. A case that fails is no error.
+func Run(ctx context.Context, b *bed.Bed, handler string, nodes int, skip string) (Results, error) {
 	dir := filepath.Join(b.Dir, "critest", handler)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -43,11 +44,15 @@ func Run(ctx context.Context, b *bed.Bed, handler string, nodes int) (Results, e
 	if err := os.Symlink(b.Path("build/critest"), suite); err != nil {
 		return nil, err
 	}
+	list := filepath.Join(dir, "images.yaml")
+	if err := os.WriteFile(list, []byte(imageList(handler)), 0o644); err != nil {
+		return nil, err
+	}
 	report := filepath.Join(dir, "report.json")
 	cmd := exec.CommandContext(ctx, b.Path("build/ginkgo"),
-		"--nodes="+strconv.Itoa(nodes), "--skip=benchmark", "--json-report=report.json", "--output-dir="+dir, "--no-color", "--succinct",
+		"--nodes="+strconv.Itoa(nodes), "--skip="+skip, "--json-report=report.json", "--output-dir="+dir, "--no-color", "--succinct",
 		suite, "--",
-		"-config="+filepath.Join(b.Dir, "crictl.yaml"),
+		"-config="+filepath.Join(b.Dir, "crictl.yaml"), "-test-images-file="+list,
 		"-runtime-endpoint=unix://"+b.Socket(), "-runtime-handler="+handler)
 	cmd.Dir = dir
 	out, runErr := cmd.CombinedOutput()
@@ -56,6 +61,14 @@ func Run(ctx context.Context, b *bed.Bed, handler string, nodes int) (Results, e
 		return nil, fmt.Errorf("run critest on %s: %w", handler, errors.Join(err, runErr, errors.New(string(out))))
 	}
 	return results, nil
+}
+
+// imageList names the images that are not critest's own.
+func imageList(handler string) string {
+	if handler == bed.Wasm {
+		return "defaultTestContainerImage: " + images.Box + "\n"
+	}
+	return ""
 }
 
 // read takes the cases from ginkgo's report.

@@ -30,28 +30,24 @@ func (t Table) names() []string {
 // Differences lists what is not as it should be: a case fails although it is
 // not excluded, is skipped where the first handler passes, or passes although
 // it is excluded.
-func (t Table) Differences(excluded map[string]string) []string {
+func (t Table) Differences(excluded Exclusions) []string {
 	var all []string
-	for _, name := range t.names() {
-		_, known := excluded[name]
-		passed := 0
-		for i, results := range t.Results {
-			r := results[name]
+	for i, handler := range t.Handlers {
+		for _, name := range t.names() {
+			r := t.Results[i][name]
+			_, known := excluded[handler][name]
 			switch {
-			case r.Passed():
-				passed++
-			case known, r.Skipped() && !t.Results[0][name].Passed():
+			case known && r.Passed():
+				all = append(all, fmt.Sprintf("%s: %s: excluded, but it passes", handler, name))
+			case known, r.Passed(), r.Skipped() && !t.Results[0][name].Passed():
 			default:
-				all = append(all, fmt.Sprintf("%s: %s: %s: %s", t.Handlers[i], cmp.Or(r.State, "absent"), name, firstLine(r.Message)))
+				all = append(all, fmt.Sprintf("%s: %s: %s: %s", handler, cmp.Or(r.State, "absent"), name, firstLine(r.Message)))
 			}
 		}
-		if known && passed == len(t.Results) {
-			all = append(all, name+": excluded, but it passes")
-		}
-	}
-	for name := range excluded {
-		if !slices.Contains(t.names(), name) {
-			all = append(all, name+": excluded, but there is no such case")
+		for name := range excluded[handler] {
+			if !slices.Contains(t.names(), name) {
+				all = append(all, fmt.Sprintf("%s: %s: excluded, but there is no such case", handler, name))
+			}
 		}
 	}
 	slices.Sort(all)
@@ -82,7 +78,7 @@ var groupNames = []string{
 }
 
 // Write writes the table as markdown.
-func (t Table) Write(w io.Writer, excluded map[string]string) error {
+func (t Table) Write(w io.Writer, excluded Exclusions) error {
 	p := &printer{w: w}
 	p.line("| | " + strings.Join(t.Handlers, " | ") + " |")
 	p.line("|---|" + strings.Repeat("---|", len(t.Handlers)))
@@ -123,7 +119,7 @@ func (t Table) row(p *printer, title string, names []string) {
 }
 
 // causes names every case that did not pass, why, and with which handlers.
-func (t Table) causes(p *printer, excluded map[string]string) {
+func (t Table) causes(p *printer, excluded Exclusions) {
 	handlers := make(map[string][]string)     // by cause and name
 	names := make(map[string]map[string]bool) // by cause
 	for i, results := range t.Results {
@@ -132,7 +128,7 @@ func (t Table) causes(p *printer, excluded map[string]string) {
 			if r.Passed() {
 				continue
 			}
-			title := cmp.Or(r.State, "absent") + ": " + cmp.Or(excluded[name], firstLine(r.Message))
+			title := cmp.Or(r.State, "absent") + ": " + cmp.Or(excluded[t.Handlers[i]][name], firstLine(r.Message))
 			handlers[title+name] = append(handlers[title+name], t.Handlers[i])
 			if names[title] == nil {
 				names[title] = make(map[string]bool)

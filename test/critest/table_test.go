@@ -15,13 +15,14 @@ func table(first, second Result) Table {
 
 func TestDifferences(t *testing.T) {
 	passed, failed, skipped := Result{State: "passed"}, Result{State: "failed", Message: "because\nof"}, Result{State: "skipped"}
-	known := map[string]string{"Container case": "a cause"}
+	known := Exclusions{"ours": {"Container case": "a cause"}}
 	for _, test := range []struct {
 		name          string
 		first, second Result
-		excluded      map[string]string
+		excluded      Exclusions
 		want          []string
 	}{
+		{"both fail, one excluded", failed, failed, known, []string{"stock: failed: Container case: because"}},
 		{"both pass", passed, passed, nil, nil},
 		{"ours fails", passed, failed, nil, []string{"ours: failed: Container case: because"}},
 		{"ours fails, excluded", passed, failed, known, nil},
@@ -30,8 +31,8 @@ func TestDifferences(t *testing.T) {
 		{"stock fails", failed, passed, nil, []string{"stock: failed: Container case: because"}},
 		{"both skip", skipped, skipped, nil, nil},
 		{"stock skips, ours fails", skipped, failed, nil, []string{"ours: failed: Container case: because"}},
-		{"passes, excluded", passed, passed, known, []string{"Container case: excluded, but it passes"}},
-		{"no such case", passed, passed, map[string]string{"gone": ""}, []string{"gone: excluded, but there is no such case"}},
+		{"passes, excluded", passed, passed, known, []string{"ours: Container case: excluded, but it passes"}},
+		{"no such case", passed, passed, Exclusions{"ours": {"gone": ""}}, []string{"ours: gone: excluded, but there is no such case"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := table(test.first, test.second).Differences(test.excluded); !slices.Equal(got, test.want) {

@@ -84,41 +84,36 @@ func works(n *fixture) {
 // TestBadPod runs pods and containers that cannot be.
 func TestBadPod(t *testing.T) {
 	each(t, func(t *testing.T, n *fixture) {
-		none := func(*runtime.ContainerConfig) {}
+		_, err := n.RunPod(n.ctx, n.handler, func(c *runtime.PodSandboxConfig) {
+			c.Linux.Sysctls = map[string]string{"net.no_such_sysctl": "1"}
+		})
+		refused(t, err, "no_such_sysctl")
+		p := n.pod(nil)
 		for _, test := range []struct {
-			name      string
-			pod       func(*runtime.PodSandboxConfig)
-			container func(*runtime.ContainerConfig)
-			want      string
+			name   string
+			change func(*runtime.ContainerConfig)
+			want   string
 		}{
-			{"sysctl", func(c *runtime.PodSandboxConfig) {
-				c.Linux.Sysctls = map[string]string{"net.no_such_sysctl": "1"}
-			}, none, "no_such_sysctl"},
-			{"program", nil, func(c *runtime.ContainerConfig) { c.Command = []string{"/no/such/program"} }, "/no/such/program"},
-			{"program that is a directory", nil, func(c *runtime.ContainerConfig) { c.Command = []string{"/etc"} }, "/etc"},
-			{"user", nil, func(c *runtime.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "no-such-user" }, "no users found"},
-			{"seccomp profile", nil, func(c *runtime.ContainerConfig) {
+			{"program", func(c *runtime.ContainerConfig) { c.Command = []string{"/no/such/program"} }, "/no/such/program"},
+			{"program that is a directory", func(c *runtime.ContainerConfig) { c.Command = []string{"/etc"} }, "/etc"},
+			{"user", func(c *runtime.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "no-such-user" }, "no users found"},
+			{"seccomp profile", func(c *runtime.ContainerConfig) {
 				c.Linux.SecurityContext.Seccomp = &runtime.SecurityProfile{
 					ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "/no/such/profile.json",
 				}
 			}, "/no/such/profile.json"},
-			{"mount point below a file", nil, func(c *runtime.ContainerConfig) {
+			{"mount point below a file", func(c *runtime.ContainerConfig) {
 				c.Mounts = []*runtime.Mount{{HostPath: "/etc", ContainerPath: "/etc/passwd/below"}}
 			}, "/etc/passwd"},
-			{"working directory below a file", nil, func(c *runtime.ContainerConfig) { c.WorkingDir = "/etc/passwd/below" }, "/etc/passwd"},
-			{"image", nil, func(c *runtime.ContainerConfig) { c.Image.Image = "example.org/no/such/image:1" }, "no/such/image"},
+			{"working directory below a file", func(c *runtime.ContainerConfig) { c.WorkingDir = "/etc/passwd/below" }, "/etc/passwd"},
+			{"image", func(c *runtime.ContainerConfig) { c.Image.Image = "example.org/no/such/image:1" }, "no/such/image"},
 		} {
 			t.Run(test.name, func(t *testing.T) {
-				n := on(t, n.Bed, n.handler)
-				p, err := n.RunPod(n.ctx, n.handler, test.pod)
-				if err == nil {
-					defer func() { n.must(p.Remove(context.WithoutCancel(n.ctx))) }()
-					_, err = p.Run(n.ctx, test.container)
-				}
+				_, err := p.Run(n.ctx, test.change)
 				refused(t, err, test.want)
 			})
 		}
-		works(n)
+		equal(t, "exec in the pod after it", n.exec(n.run(p, nil), "echo ok"), "ok")
 	})
 }
 

@@ -18,7 +18,11 @@ import (
 func TestMain(m *testing.M) { bed.Main(m) }
 
 // deadline bounds each test with each handler.
-const deadline = time.Minute
+var deadline = bed.Patience(time.Minute)
+
+// emulated is how much longer it may take in a virtual machine that is, and has
+// a machine's boot beside.
+const emulated = 4
 
 // handlers are what every test runs with, unless it is about one. The stock
 // one shows that the test itself is right. KUASAR_HANDLERS has others.
@@ -26,7 +30,7 @@ func handlers() []string {
 	if names := os.Getenv("KUASAR_HANDLERS"); names != "" {
 		return strings.Split(names, ",")
 	}
-	return []string{bed.Stock, bed.Runc}
+	return []string{bed.Stock, bed.Runc, bed.VMM}
 }
 
 // fixture is a bed with a handler and the test that it is for: its calls end the
@@ -43,7 +47,12 @@ func each(t *testing.T, test func(t *testing.T, n *fixture)) {
 	t.Helper()
 	b := newBed(t, bed.Options{})
 	for _, handler := range handlers() {
-		t.Run(handler, func(t *testing.T) { test(t, on(t, b, handler)) })
+		t.Run(handler, func(t *testing.T) {
+			if handler == bed.VMM {
+				bed.RequireVMM(t)
+			}
+			test(t, on(t, b, handler))
+		})
 	}
 }
 
@@ -61,7 +70,11 @@ func newBed(t testing.TB, options bed.Options) *bed.Bed {
 
 // on makes a fixture of a bed for one test.
 func on(t testing.TB, b *bed.Bed, handler string) *fixture {
-	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	limit := deadline
+	if handler == bed.VMM {
+		limit *= emulated
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	return &fixture{b, t, ctx, handler}
 }

@@ -1,12 +1,17 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
 	"github.com/containerd/console"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -88,5 +93,47 @@ func TestExecTerminal(t *testing.T) {
 			t.Error("crictl succeeds, want the exit code 3 of the command")
 		}
 		contains(t, "output", out, "/dev/pts/0", "43 132", "got hello", "exit code 3")
+	})
+}
+
+// streamSize is more than all buffers on the way hold together.
+const streamSize = 64 << 20
+
+// TestExecStream sends much, and takes back the same.
+func TestExecStream(t *testing.T) {
+	each(t, func(t *testing.T, n *fixture) {
+		c := n.run(n.pod(nil), nil)
+		cmd := n.Crictl(n.ctx, "exec", "-i", c.ID, "cat")
+		sent, got := sha256.New(), sha256.New()
+		cmd.Stdin = io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{1}), streamSize), sent)
+		cmd.Stdout = got
+		n.must(cmd.Run())
+		equal(t, "checksum of what came back", fmt.Sprintf("%x", got.Sum(nil)), fmt.Sprintf("%x", sent.Sum(nil)))
+	})
+}
+
+// TestResizeTerminal changes the size of a terminal in use.
+func TestResizeTerminal(t *testing.T) {
+	each(t, func(t *testing.T, n *fixture) {
+		c := n.run(n.pod(nil), nil)
+		master, slave, err := console.NewPty()
+		n.must(err)
+		defer master.Close()
+		n.must(master.Resize(console.WinSize{Width: 80, Height: 24}))
+		cmd := n.Crictl(n.ctx, "exec", "-it", c.ID, "sh", "-c", `trap 'echo resized' WINCH; echo ready; until [ "$(stty size)" = "50 100" ]; do sleep 0.1; done; sleep 0.1; stty size`)
+		terminal := openTerminal(t, slave)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
+		n.must(cmd.Start())
+		terminal.Close()
+		out := bufio.NewReader(master)
+		for line := ""; !strings.Contains(line, "ready"); {
+			if line, err = out.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.must(master.Resize(console.WinSize{Width: 100, Height: 50}))
+		n.must(cmd.Process.Signal(unix.SIGWINCH))
+		contains(t, "output", readTerminal(out), "resized", "50 100")
+		n.must(cmd.Wait())
 	})
 }

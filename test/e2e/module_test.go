@@ -67,38 +67,38 @@ func TestModuleStops(t *testing.T) {
 	})
 }
 
-func TestModuleStats(t *testing.T) {
-	eachEngine(t, func(t *testing.T, n *fixture, p *bed.Pod) {
-		c := n.run(p, probe("loop"))
-		n.must(c.AwaitLog(n.ctx, "looping"))
-		container, err := n.Runtime.ContainerStats(n.ctx, &runtime.ContainerStatsRequest{ContainerId: c.ID})
-		n.must(err)
-		atLeast(t, "CPU time in ns", container.Stats.Cpu.UsageCoreNanoSeconds.GetValue(), 1)
-		atLeast(t, "working set in bytes", container.Stats.Memory.WorkingSetBytes.GetValue(), 64<<10)
-		pod, err := n.Runtime.PodSandboxStats(n.ctx, &runtime.PodSandboxStatsRequest{PodSandboxId: p.ID})
-		n.must(err)
-		atLeast(t, "pod's CPU time in ns", pod.Stats.Linux.Cpu.UsageCoreNanoSeconds.GetValue(), 1)
-		atLeast(t, "pod's processes", pod.Stats.Linux.Process.ProcessCount.GetValue(), 1)
-		equal(t, "pod's interface", pod.Stats.Linux.Network.DefaultInterface.Name, "eth0")
-	})
+func TestModuleStats(t *testing.T) { eachEngine(t, moduleStats) }
+
+func moduleStats(t *testing.T, n *fixture, p *bed.Pod) {
+	c := n.run(p, probe("loop"))
+	n.must(c.AwaitLog(n.ctx, "looping"))
+	container, err := n.Runtime.ContainerStats(n.ctx, &runtime.ContainerStatsRequest{ContainerId: c.ID})
+	n.must(err)
+	atLeast(t, "CPU time in ns", container.Stats.Cpu.UsageCoreNanoSeconds.GetValue(), 1)
+	atLeast(t, "working set in bytes", container.Stats.Memory.WorkingSetBytes.GetValue(), 64<<10)
+	pod, err := n.Runtime.PodSandboxStats(n.ctx, &runtime.PodSandboxStatsRequest{PodSandboxId: p.ID})
+	n.must(err)
+	atLeast(t, "pod's CPU time in ns", pod.Stats.Linux.Cpu.UsageCoreNanoSeconds.GetValue(), 1)
+	atLeast(t, "pod's processes", pod.Stats.Linux.Process.ProcessCount.GetValue(), 1)
+	equal(t, "pod's interface", pod.Stats.Linux.Network.DefaultInterface.Name, "eth0")
 }
 
-func TestModuleLimits(t *testing.T) {
-	eachEngine(t, func(t *testing.T, n *fixture, p *bed.Pod) {
-		c := n.run(p, func(c *runtime.ContainerConfig) {
-			probe("sleep")(c)
-			c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 256 << 20}
-		})
-		equal(t, "CPU quota", limit(t, c, "cpu"), "50000")
-		equal(t, "memory limit", limit(t, c, "memory"), "268435456")
-		_, err := n.Runtime.UpdateContainerResources(n.ctx, &runtime.UpdateContainerResourcesRequest{
-			ContainerId: c.ID,
-			Linux:       &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, MemoryLimitInBytes: 128 << 20},
-		})
-		n.must(err)
-		equal(t, "CPU quota after the update", limit(t, c, "cpu"), "20000")
-		equal(t, "memory limit after the update", limit(t, c, "memory"), "134217728")
+func TestModuleLimits(t *testing.T) { eachEngine(t, moduleLimits) }
+
+func moduleLimits(t *testing.T, n *fixture, p *bed.Pod) {
+	c := n.run(p, func(c *runtime.ContainerConfig) {
+		probe("sleep")(c)
+		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 256 << 20}
 	})
+	equal(t, "CPU quota", limit(t, c, "cpu"), "50000")
+	equal(t, "memory limit", limit(t, c, "memory"), "268435456")
+	_, err := n.Runtime.UpdateContainerResources(n.ctx, &runtime.UpdateContainerResourcesRequest{
+		ContainerId: c.ID,
+		Linux:       &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, MemoryLimitInBytes: 128 << 20},
+	})
+	n.must(err)
+	equal(t, "CPU quota after the update", limit(t, c, "cpu"), "20000")
+	equal(t, "memory limit after the update", limit(t, c, "memory"), "134217728")
 }
 
 func TestModuleExec(t *testing.T) {

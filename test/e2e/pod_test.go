@@ -126,6 +126,10 @@ func TestNamespaces(t *testing.T) {
 			{"host ipc", pod, container, node, []string{"ipc"}, false},
 			{"host all", node, node, node, []string{"net", "uts", "pid", "ipc"}, true},
 		} {
+			machine := n.handler == bed.VMM
+			if machine && len(test.hosts) > 0 {
+				continue // see TestBadVM
+			}
 			t.Run(test.name, func(t *testing.T) {
 				n := on(t, n.Bed, n.handler)
 				p := n.pod(func(c *runtime.PodSandboxConfig) {
@@ -138,7 +142,8 @@ func TestNamespaces(t *testing.T) {
 				for _, namespace := range []string{"net", "uts", "pid", "ipc"} {
 					got := n.exec(first, "readlink /proc/self/ns/"+namespace)
 					want := strings.Contains(strings.Join(test.hosts, " "), namespace)
-					if (got == host(namespace)) != want {
+					// The first ones of every kernel have the same numbers.
+					if !machine && (got == host(namespace)) != want {
 						t.Errorf("%s namespace: it is the host's: %t", namespace, !want)
 					}
 				}

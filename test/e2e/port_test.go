@@ -14,6 +14,10 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
 
+// serving waits for the web server, which logs before it listens: it is asked
+// from inside.
+const serving = "until wget -q -O /dev/null http://127.0.0.1/ 2>/dev/null; do :; done"
+
 // web runs the web server in a pod and returns when it serves.
 func web(n *fixture) (pod string, address string) {
 	n.t.Helper()
@@ -24,8 +28,7 @@ func web(n *fixture) (pod string, address string) {
 		c.Image = &runtime.ImageSpec{Image: images.Web}
 		c.Command = nil
 	})
-	// The server logs before it listens: it is asked from inside.
-	n.exec(c, "until wget -q -O /dev/null http://127.0.0.1/ 2>/dev/null; do :; done")
+	n.exec(c, serving)
 	status, err := p.Status(n.ctx)
 	n.must(err)
 	return p.ID, status.Network.Ip
@@ -58,20 +61,7 @@ func TestPorts(t *testing.T) {
 		contains(t, "page by address", get(t, n.ctx, "http://"+address+"/"), "Welcome")
 		contains(t, "page by host port", get(t, n.ctx, "http://127.0.0.1:8080/"), "Welcome")
 
-		cmd := n.Crictl(n.ctx, "port-forward", pod, ":80")
-		out, err := cmd.StdoutPipe()
-		n.must(err)
-		n.must(cmd.Start())
-		defer func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}()
-		line, err := bufio.NewReader(out).ReadString('\n')
-		n.must(err)
-		local := forwarding.FindString(line)
-		if local == "" {
-			t.Fatalf("crictl port-forward prints %q", line)
-		}
+		local := forwarded(n, pod)
 		contains(t, "page by port-forward", get(t, n.ctx, "http://"+local+"/"), "Welcome")
 
 		large := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
@@ -85,5 +75,30 @@ func TestPorts(t *testing.T) {
 		if !bytes.Equal(echo, large) {
 			t.Errorf("a megabyte through port-forward: %d bytes come back", len(echo))
 		}
+
+		n.must(n.Kill())
+		n.must(n.Bed.Start(n.ctx))
+		contains(t, "page after a restart of the daemon", get(t, n.ctx, "http://"+forwarded(n, pod)+"/"), "Welcome")
 	})
+}
+
+// forwarded forwards port 80 of a pod until the test ends, and returns the
+// address it has here.
+func forwarded(n *fixture, pod string) string {
+	n.t.Helper()
+	cmd := n.Crictl(n.ctx, "port-forward", pod, ":80")
+	out, err := cmd.StdoutPipe()
+	n.must(err)
+	n.must(cmd.Start())
+	n.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	n.must(err)
+	local := forwarding.FindString(line)
+	if local == "" {
+		n.t.Fatalf("crictl port-forward prints %q", line)
+	}
+	return local
 }

@@ -7,6 +7,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
+	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 )
 
 // vm is a bed for pods in virtual machines.
@@ -32,6 +33,26 @@ func TestPodVM(t *testing.T) {
 	n.must(err)
 	equal(t, "state after a restart of the daemon", status.State.String(), "SANDBOX_READY")
 	n.must(p.Remove(n.ctx))
+}
+
+// Containers that share the pod's pid namespace are beside the machine's first
+// process. They do not end it, and it takes care of their orphans.
+func TestSharedPidVM(t *testing.T) {
+	n := vm(t)
+	p := n.pod(func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
+	})
+	first, second := n.run(p, nil), n.run(p, nil)
+	contains(t, "processes", n.exec(first, "ps"), "kuasar-task", "sleep")
+	n.exec(first, "for s in HUP INT QUIT TERM ABRT ILL TRAP BUS FPE SEGV SYS KILL STOP; do kill -$s 1; done")
+	equal(t, "exec in the other container", n.exec(second, "echo ok"), "ok")
+	n.exec(first, "(sleep 0.2; exit 3) & exit 0")
+	n.exec(first, "while pgrep -f '^sleep 0.2'; do sleep 0.1; done")
+	equal(t, "zombies", n.exec(first, "grep -l '^State:.Z' /proc/[0-9]*/status; true"), "")
+	equal(t, "signals that the container's process ignores", field(n.exec(first, "cat /proc/self/status"), "SigIgn"), "0000000000000000")
+
+	out := n.ctr("run", "--rm", "--rlimit-nofile", "1000:2000", "--sandbox", p.ID, images.Busybox, "limited", "sh", "-c", "ulimit -Sn; ulimit -Hn")
+	equal(t, "limits of files", out, "1000\n2000")
 }
 
 // What a pod asks for and no machine has is refused, and said with the remedy.

@@ -19,6 +19,7 @@ const (
 	ProbeBoth     = wasm + "probe:both"     // an index of the artifact and of an image for Linux
 	ProbeBroken   = wasm + "probe:broken"   // an artifact with two modules, which is one too many
 	Gofmt         = wasm + "gofmt:artifact" // a program of some MB
+	Box           = wasm + "box:1"          // test/modules/box as a shell and tools, for critest
 	Native        = wasm + "native:1"       // the programs probe and compute for this host
 )
 
@@ -36,7 +37,7 @@ func (b *builder) modules(dir string) {
 	}
 	var files []file
 	for _, path := range paths {
-		if name := filepath.Base(path); name != "gofmt.wasm" { // it has an image of its own
+		if name := filepath.Base(path); name != "gofmt.wasm" && name != "box.wasm" { // they have images of their own
 			files = append(files, file{path: name, mode: 0o755, data: b.read(path)})
 		}
 	}
@@ -55,7 +56,22 @@ func (b *builder) modules(dir string) {
 	b.tag(ProbeBoth, b.index(b.image(command("sh"), b.base), artifact))
 	b.tag(ProbeBroken, b.artifact(filepath.Join(dir, "probe.wasm"), filepath.Join(dir, "hello.wasm")))
 	b.tag(Gofmt, b.artifact(filepath.Join(dir, "gofmt.wasm")))
+	b.add(Box, command("sh"), b.pack(b.box(filepath.Join(dir, "box.wasm"))...))
 	b.add(Native, command("/probe"), b.pack(b.program(dir, "probe", "probe", 0o755), b.program(dir, "compute", "compute", 0o755)))
+}
+
+// box is a root file system like busybox's, of a module. Critest asks for the
+// tools by name, and one of them by path.
+func (b *builder) box(path string) []file {
+	files := []file{
+		{path: "bin/"}, {path: "etc/"}, {path: "home/"}, {path: "root/", mode: 0o700}, {path: "tmp/", mode: 0o1777},
+		{path: "etc/passwd", data: []byte(passwd)}, {path: "etc/group", data: []byte(group)},
+		{path: "bin/sh", mode: 0o755, data: b.read(path)},
+	}
+	for _, tool := range []string{"cat", "echo", "ls", "sleep", "top", "touch"} {
+		files = append(files, file{path: "bin/" + tool, mode: 0o755, link: "bin/sh"})
+	}
+	return files
 }
 
 // module is the config of an image that runs the probe.

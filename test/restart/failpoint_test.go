@@ -31,8 +31,8 @@ func TestKilledAtFailpoint(t *testing.T) {
 }
 
 // absent tells whether a failpoint that the daemon has is on no path of these
-// pods: its end of hold has none, and virtual machines are tested with package
-// vmm.
+// pods: its end of hold has none, and TestVMKilledAtFailpoint is for virtual
+// machines.
 func absent(name string) bool {
 	of, _, _ := strings.Cut(name, "/")
 	return of == "hold" || of == "vmm" || of == "network"
@@ -221,7 +221,7 @@ func (n *node) whileAlive() (*node, context.CancelFunc) {
 		case <-ctx.Done():
 		}
 	}()
-	return &node{Bed: n.Bed, t: n.t, ctx: ctx}, cancel
+	return &node{Bed: n.Bed, t: n.t, ctx: ctx, handler: n.handler}, cancel
 }
 
 // died says whether a failpoint has killed a process since.

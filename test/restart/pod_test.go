@@ -24,8 +24,9 @@ const deadline = 2 * time.Minute
 // node is a bed with one image, and the calls that a kubelet makes.
 type node struct {
 	*bed.Bed
-	t   testing.TB
-	ctx context.Context
+	t       testing.TB
+	ctx     context.Context
+	handler string // of pods
 }
 
 func newNode(t testing.TB) *node {
@@ -33,7 +34,7 @@ func newNode(t testing.TB) *node {
 	b := bed.Test(t, bed.Options{})
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	t.Cleanup(cancel)
-	n := &node{Bed: b, t: t, ctx: ctx}
+	n := &node{Bed: b, t: t, ctx: ctx, handler: bed.Runc}
 	n.must(b.Pull(ctx, images.Busybox))
 	n.must(b.Pull(ctx, images.Probe))
 	return n
@@ -70,9 +71,9 @@ func (n *node) podConfig() *runtime.PodSandboxConfig {
 // separate gives each container a pid namespace of its own.
 var separate = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}
 
-// runPod does what may fail by design of a test, with our runc sandboxer.
+// runPod does what may fail by design of a test, with the node's handler.
 func (n *node) runPod(config *runtime.PodSandboxConfig) (*pod, error) {
-	return n.runPodOf(bed.Runc, config)
+	return n.runPodOf(n.handler, config)
 }
 
 func (n *node) runPodOf(handler string, config *runtime.PodSandboxConfig) (*pod, error) {

@@ -160,7 +160,7 @@ func TestOutputWithoutDaemon(t *testing.T) {
 	compare(t, n.output(p, "c"), want(500))
 }
 
-func compare(t *testing.T, got, want string) {
+func compare(t testing.TB, got, want string) {
 	t.Helper()
 	if got == want {
 		return

@@ -20,11 +20,12 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"runtime"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/thread"
 )
 
 // Interface is what a guest is to have. In a machine it is found by its MAC.
@@ -72,12 +73,7 @@ func inside(path string, f func(*netlink.Handle) error) error {
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	defer ns.Close()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		done <- enter(ns, f)
-	}()
-	return <-done
+	return thread.Do(func() error { return enter(ns, f) })
 }
 
 func enter(ns *os.File, f func(*netlink.Handle) error) error {

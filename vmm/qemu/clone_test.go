@@ -40,7 +40,7 @@ func TestProto(t *testing.T) {
 	for i := range 4 {
 		netns := ""
 		if i == 3 {
-			netns = newNetwork(t)
+			netns, _ = newNetwork(t)
 		}
 		spec := sandbox.Spec{
 			ID: "pod", Namespace: "test", Dir: filepath.Join(dir, "pod"), NetNS: netns, CreatedAt: time.Now(),

@@ -8,8 +8,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
-	goruntime "runtime"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +28,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/thread"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
@@ -44,9 +45,9 @@ const (
 // box is a pod in a machine.
 type box struct {
 	*testing.T
-	ctx   context.Context
-	dir   string
-	netns string
+	ctx         context.Context
+	dir         string
+	host, netns string // network namespaces
 	sandbox.Sandbox
 	agent *task.Client
 }
@@ -59,6 +60,8 @@ func TestGuest(t *testing.T) {
 		"ContainersEnd":     containersEnd,
 		"ContainersAreSet":  containersAreSet,
 		"ContainersAreKept": containersAreKept,
+		"NamesRepeat":       namesRepeat,
+		"RootIsDisk":        rootIsDisk,
 		"PodIsSet":          podIsSet,
 		"PodHasNetwork":     podHasNetwork,
 		"VerbsRepeat":       verbsRepeat,
@@ -81,7 +84,8 @@ func newBox(t *testing.T) *box {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "test"), 3*time.Minute)
-	b := &box{T: t, ctx: ctx, dir: dir, netns: newNetwork(t)}
+	b := &box{T: t, ctx: ctx, dir: dir}
+	b.host, b.netns = newNetwork(t)
 	reaper, err := pidfd.NewReaper()
 	b.must(err)
 	t.Cleanup(func() {
@@ -118,83 +122,87 @@ func (b *box) must(err error) {
 	}
 }
 
-// newNetwork is a network namespace with a veth, as CNI makes it, whose other
-// end is in the test's.
-func newNetwork(t *testing.T) string {
+// newNetwork is a pod's network namespace with a veth, as CNI makes it, whose
+// other end is in a namespace that stands for the host: nothing that another
+// test left behind has its addresses there.
+func newNetwork(t *testing.T) (host, pod string) {
+	t.Helper()
+	host, pod = newNamespace(t), newNamespace(t)
+	ns, err := os.Open(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "host", MTU: 1400}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd()))}
+	for _, end := range []struct {
+		path string
+		f    func() error
+	}{
+		{host, func() error { return netlink.LinkAdd(veth) }},
+		{host, func() error { return address("host", hostIP, hostIP6) }},
+		{pod, func() error { return address("eth0", podIP, podIP6) }},
+		{pod, func() error { return netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(hostIP)}) }},
+	} {
+		if err := inNamespace(end.path, end.f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return host, pod
+}
+
+// newNamespace is one for a network, pinned while the test runs.
+func newNamespace(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "net")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	near, err := netlink.ParseAddr(hostIP + "/24")
+	err := thread.Do(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	near6, _ := netlink.ParseAddr(hostIP6 + "/64")
-	name := fmt.Sprintf("kg%d", os.Getpid())
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1400}, PeerName: "eth0"}
-	inNamespace(t, path, func() error {
-		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
-	}, true)
 	t.Cleanup(func() {
-		_ = netlink.LinkDel(veth)
 		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
-	ns, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
-	for _, step := range []func() error{
-		func() error { return netlink.LinkAdd(veth) },
-		func() error { return netlink.AddrAdd(veth, near) },
-		func() error { return netlink.AddrAdd(veth, near6) },
-		func() error { return netlink.LinkSetUp(veth) },
-	} {
-		if err := step(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	inNamespace(t, path, addressPod, false)
 	return path
 }
 
-// inNamespace calls f in a network namespace: one of its own, or that at path.
-func inNamespace(t *testing.T, path string, f func() error, fresh bool) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		goruntime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil && !fresh {
-			var ns *os.File
-			if ns, err = os.Open(path); err == nil {
-				defer ns.Close()
-				err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			}
+// inNamespace calls f in the network namespace at path.
+func inNamespace(path string, f func() error) error {
+	return thread.Do(func() error {
+		ns, err := os.Open(path)
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			err = f()
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+		return f()
+	})
 }
 
-func addressPod() error {
-	l, err := netlink.LinkByName("eth0")
+// address gives an interface its addresses, and those of the loopback.
+func address(name, ip, ip6 string) error {
+	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetUp(l); err != nil {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
 		return err
 	}
-	for _, a := range []string{podIP + "/24", podIP6 + "/64"} {
+	if err := errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(l)); err != nil {
+		return err
+	}
+	for _, a := range []string{ip + "/24", ip6 + "/64"} {
 		addr, err := netlink.ParseAddr(a)
 		if err != nil {
 			return err
@@ -204,26 +212,35 @@ func addressPod() error {
 			return err
 		}
 	}
-	return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(hostIP)})
+	return nil
 }
 
 // container is one with busybox, and a directory of the host at /out.
 type container struct {
 	*box
 	id, out string
+	removed bool
 }
 
 // create makes one that runs a shell script.
 func (b *box) create(id, script string, opts ...oci.SpecOpts) *container {
 	b.Helper()
-	rootfs, out := b.TempDir(), b.TempDir()
+	rootfs := b.TempDir()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		b.Skipf("needs /bin/busybox (hack/install): %v", err)
 	}
 	b.must(os.Mkdir(filepath.Join(rootfs, "bin"), 0o755))
 	b.must(os.WriteFile(filepath.Join(rootfs, "bin/sh"), busybox, 0o755))
-	b.must(errors.Join(os.Chmod(rootfs, 0o755), os.Chmod(out, 0o777)))
+	b.must(os.Chmod(rootfs, 0o755))
+	return b.createOn(id, script, []mount.Mount{{Type: "bind", Source: rootfs, Options: []string{"rbind", "rw"}}}, opts...)
+}
+
+// createOn is create with a root file system that has a shell.
+func (b *box) createOn(id, script string, rootfs []mount.Mount, opts ...oci.SpecOpts) *container {
+	b.Helper()
+	out := b.TempDir()
+	b.must(os.Chmod(out, 0o777))
 	spec, err := oci.GenerateSpec(b.ctx, nil, &containers.Container{ID: id}, append([]oci.SpecOpts{
 		oci.WithProcessArgs("/bin/sh", "-c", script),
 		oci.WithMounts([]specs.Mount{{Destination: "/out", Type: "bind", Source: out, Options: []string{"rbind", "rw"}}}),
@@ -233,19 +250,27 @@ func (b *box) create(id, script string, opts ...oci.SpecOpts) *container {
 	}, opts...)...)
 	b.must(err)
 	bundle, err := b.Prepare(b.ctx, &sandbox.Container{
-		ID: id, Spec: spec, Rootfs: []mount.Mount{{Type: "bind", Source: rootfs, Options: []string{"rbind", "rw"}}},
+		ID: id, Spec: spec, Rootfs: rootfs,
 	})
 	b.must(err)
 	_, err = b.agent.Create(b.ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: bundle.Path})
 	b.must(err)
-	b.Cleanup(func() {
-		_, _ = b.agent.Kill(b.ctx, &taskapi.KillRequest{ID: id, Signal: 9, All: true})
-		_, _ = b.agent.Wait(b.ctx, &taskapi.WaitRequest{ID: id})
-		_, err := b.agent.Delete(b.ctx, &taskapi.DeleteRequest{ID: id})
-		b.must(err)
-		b.must(b.Release(b.ctx, id))
-	})
-	return &container{b, id, out}
+	c := &container{box: b, id: id, out: out}
+	b.Cleanup(c.remove)
+	return c
+}
+
+// remove ends it, once.
+func (c *container) remove() {
+	if c.removed {
+		return
+	}
+	c.removed = true
+	_, _ = c.agent.Kill(c.ctx, &taskapi.KillRequest{ID: c.id, Signal: 9, All: true})
+	_, _ = c.agent.Wait(c.ctx, &taskapi.WaitRequest{ID: c.id})
+	_, err := c.agent.Delete(c.ctx, &taskapi.DeleteRequest{ID: c.id})
+	c.must(err)
+	c.must(c.Release(c.ctx, c.id))
 }
 
 func (c *container) start() *container {
@@ -350,6 +375,18 @@ func containersAreSet(b *box) {
 		"0::/ 1024 12 34 CapEff: 0000000000000000 Seccomp: 0 read-only 33554432 77")
 }
 
+// namesRepeat runs a container of the same name right after another.
+func namesRepeat(b *box) {
+	for i := range 3 {
+		c := b.create("repeated", fmt.Sprintf("echo %d >/out/it", i)).start()
+		if got := c.wait(); got != 0 {
+			b.Errorf("exit status %d", got)
+		}
+		b.same("file of run "+fmt.Sprint(i), c.read("it"), fmt.Sprint(i))
+		c.remove()
+	}
+}
+
 // containersAreKept apart from the guest's own files.
 func containersAreKept(b *box) {
 	b.same("root", strings.Join(strings.Fields(b.run("kept", "ls /; mount | grep kuasar/agent || true")), " "),
@@ -392,21 +429,25 @@ func podHasNetwork(b *box) {
 	}
 }
 
-// ask dials until somebody listens: the container has just started.
-func (b *box) ask(address string) string {
+// ask dials from the host until somebody listens: the container has just started.
+func (b *box) ask(address string) (text string) {
 	b.Helper()
-	for b.ctx.Err() == nil {
-		c, err := net.DialTimeout("tcp", address, 10*time.Second)
-		if err != nil {
-			continue
+	b.must(inNamespace(b.host, func() error {
+		for {
+			c, err := net.DialTimeout("tcp", address, 10*time.Second)
+			if b.ctx.Err() != nil {
+				return fmt.Errorf("%w: %w", b.ctx.Err(), err)
+			}
+			if err != nil {
+				continue
+			}
+			defer c.Close()
+			read, err := io.ReadAll(c)
+			text = string(read)
+			return err
 		}
-		text, err := io.ReadAll(c)
-		c.Close()
-		b.must(err)
-		return string(text)
-	}
-	b.Fatal(b.ctx.Err())
-	return ""
+	}))
+	return text
 }
 
 func verbsRepeat(b *box) {
@@ -442,5 +483,54 @@ func (b *box) shutdown() {
 	e, err := b.Wait(b.ctx)
 	if err != nil || e.Status != 0 {
 		b.Errorf("exit %+v, %v", e, err)
+	}
+}
+
+// image makes one of a file system with busybox in it.
+func (b *box) image() string {
+	b.Helper()
+	root, image := b.TempDir(), filepath.Join(b.TempDir(), "image")
+	busybox, err := os.ReadFile("/bin/busybox")
+	b.must(err)
+	b.must(os.Mkdir(filepath.Join(root, "bin"), 0o755))
+	b.must(os.WriteFile(filepath.Join(root, "bin/sh"), busybox, 0o755))
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-d", root, image, "16M").CombinedOutput(); err != nil {
+		b.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	return image
+}
+
+// rootIsDisk has a root file system that no process of the host's serves, and
+// the next container another one, in the same slot.
+func rootIsDisk(b *box) {
+	images := []string{b.image(), b.image()}
+	for i, image := range images {
+		rootfs := []mount.Mount{{Type: "ext4", Source: image, Options: []string{"loop"}}}
+		for range 2 { // what it writes is there for the next
+			c := b.createOn(fmt.Sprint("disk-", i), "grep ' / ' /proc/mounts >/out/mount; echo x >>/count; sync; cat /count >/out/count", rootfs).start()
+			if got := c.wait(); got != 0 {
+				b.Errorf("exit status %d", got)
+			}
+			if got := c.read("mount"); !strings.Contains(got, "ext4") || !strings.Contains(got, "/dev/vd") {
+				b.Errorf("root is %q", got)
+			}
+			c.remove()
+		}
+		mounts, err := os.ReadFile("/proc/self/mounts")
+		b.must(err)
+		if strings.Contains(string(mounts), image) {
+			b.Error("the host has mounted it, too")
+		}
+	}
+	// With all slots taken the host shares it.
+	for i := range vmm.Defaults().Slots {
+		b.createOn(fmt.Sprint("full-", i), "exec sleep 1000", []mount.Mount{{Type: "ext4", Source: b.image(), Options: []string{"loop"}}})
+	}
+	c := b.createOn("shared", "grep ' / ' /proc/mounts >/out/mount", []mount.Mount{{Type: "ext4", Source: images[0], Options: []string{"loop"}}}).start()
+	if got := c.wait(); got != 0 {
+		b.Errorf("exit status %d", got)
+	}
+	if got := c.read("mount"); strings.Contains(got, "/dev/vd") {
+		b.Errorf("root is %q", got)
 	}
 }

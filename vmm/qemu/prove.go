@@ -58,10 +58,8 @@ func (p *Prover) Prove(ctx context.Context, c vmm.Config) bool {
 	if err != nil {
 		return false // Check says why
 	}
-	path := filepath.Join(p.dir, "kvm.json")
-	var known proof
-	if same, err := record.Read(path, &known); err == nil && same && known.What == what {
-		return known.Runs
+	if runs, known := p.known(what); known {
+		return runs
 	}
 	runs, why := prove(ctx, c)
 	if ctx.Err() != nil {
@@ -73,11 +71,28 @@ func (p *Prover) Prove(ctx context.Context, c vmm.Config) bool {
 	} else {
 		entry.WithField("reason", why).Warn("KVM does not boot a guest: virtual machines are emulated, which is slow")
 	}
-	if err := record.Write(path, proof{What: what, Runs: runs}); err != nil {
+	if err := record.Write(p.path(), proof{What: what, Runs: runs}); err != nil {
 		entry.WithError(err).Warn("this is not remembered")
 	}
 	return runs
 }
+
+// Known is what Prove remembers of c, if anything.
+func (p *Prover) Known(c vmm.Config) (runs, known bool) {
+	what, err := identify(c)
+	if err != nil {
+		return false, false
+	}
+	return p.known(what)
+}
+
+func (p *Prover) known(what string) (runs, known bool) {
+	var last proof
+	same, err := record.Read(p.path(), &last)
+	return last.Runs, err == nil && same && last.What == what
+}
+
+func (p *Prover) path() string { return filepath.Join(p.dir, "kvm.json") }
 
 // identify tells one QEMU and kernel from others.
 func identify(c vmm.Config) (string, error) {

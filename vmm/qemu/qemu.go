@@ -23,7 +23,10 @@ import (
 // Driver implements vmm.Driver.
 type Driver struct{}
 
-var _ vmm.Driver = Driver{}
+var (
+	_ vmm.Driver     = Driver{}
+	_ vmm.Programmer = Driver{}
+)
 
 // programs are QEMU's for each architecture (GOARCH) that we know a machine of.
 var programs = map[string]string{"amd64": "qemu-system-x86_64"}
@@ -46,6 +49,9 @@ func Program(given string) (string, error) {
 	}
 	return filepath.Abs(path)
 }
+
+// Program implements vmm.Programmer.
+func (Driver) Program(given string) (string, error) { return Program(given) }
 
 // Needs implements vmm.Driver.
 func (Driver) Needs() vmm.Needs { return vmm.Needs{Share: true, Vsock: true} }

@@ -19,8 +19,9 @@ import (
 // Main. They need nothing of the host and have hybrid vsock and an agent that
 // knows no containers.
 type Fake struct {
-	// Mute machines never say hello, and Garbled ones say nonsense.
-	Mute, Garbled bool
+	// Mute machines never say hello, Garbled ones say nonsense, and Other ones have
+	// an agent of another release.
+	Mute, Garbled, Other bool
 	// Broken is what Start returns after it launched the process.
 	Broken error
 	// Lost is for a VMM that is not installed.
@@ -54,6 +55,8 @@ func (f Fake) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		mode = "mute"
 	case f.Garbled:
 		mode = "garbled"
+	case f.Other:
+		mode = "other"
 	}
 	return start(ctx, c, mode, f.Broken)
 }

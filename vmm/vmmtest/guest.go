@@ -53,6 +53,8 @@ func hello(path, mode string) error {
 		return nil
 	case "garbled":
 		text = []byte("GET / HTTP/1.0\r\n\r\n")
+	case "other":
+		text[len(text)-1]++
 	}
 	c, err := net.Dial("unix", path+"_1024")
 	if err != nil {

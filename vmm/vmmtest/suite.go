@@ -44,6 +44,7 @@ func Run(t *testing.T, s Suite) {
 		"ProcessesDie":   processesDie,
 		"DoesNotBoot":    doesNotBoot,
 		"SaysNothing":    saysNothing,
+		"SaysOther":      saysOther,
 		"CanceledInBoot": canceledInBoot,
 		"PlugsDisks":     plugsDisks,
 		"ShutsDown":      shutsDown,
@@ -325,6 +326,28 @@ func saysNothing(t *testing.T, b *bench) {
 	if !strings.Contains(err.Error(), "boot_timeout") {
 		t.Errorf("error: %v", err)
 	}
+}
+
+// saysOther is of agents that are none, or of another release.
+func saysOther(t *testing.T, b *bench) {
+	fake, ok := b.s.Driver.(Fake)
+	if !ok {
+		t.Skip("needs a Fake, which says what it is told")
+	}
+	for says, driver := range map[string]vmm.Driver{
+		"is the guest's init kuasar-task":            with(fake, func(f *Fake) { f.Garbled = true }),
+		"make the guest's initramfs of this release": with(fake, func(f *Fake) { f.Other = true }),
+	} {
+		b.spy.Driver = driver
+		if err := b.fails(b.ctx); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q is not in: %v", says, err)
+		}
+	}
+}
+
+func with(f Fake, change func(*Fake)) Fake {
+	change(&f)
+	return f
 }
 
 func canceledInBoot(t *testing.T, b *bench) {

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -39,6 +40,9 @@ type Cache struct {
 	dir   string
 	limit int64
 	fills singleflight.Group
+
+	mu    sync.Mutex
+	sound map[string]string // verified entries by directory, as look saw them
 }
 
 // New makes a cache of a directory, which is made when it is needed. A limit of
@@ -47,7 +51,7 @@ func New(dir string, limit int64) *Cache {
 	if limit == 0 {
 		limit = Limit
 	}
-	return &Cache{dir: dir, limit: limit}
+	return &Cache{dir: dir, limit: limit, sound: map[string]string{}}
 }
 
 // Compile writes what it makes of a module into an empty directory. Its context
@@ -59,7 +63,7 @@ type Compile func(dir string) error
 // goes on for the next caller if a context ends the waiting.
 func (c *Cache) Get(ctx context.Context, key Key, compile Compile) (string, error) {
 	dir := filepath.Join(c.dir, key.name())
-	if err := verify(dir); err == nil {
+	if err := c.verify(dir); err == nil {
 		touch(dir)
 		return dir, nil
 	}
@@ -69,7 +73,7 @@ func (c *Cache) Get(ctx context.Context, key Key, compile Compile) (string, erro
 				err = fmt.Errorf("compile: %v", r)
 			}
 		}()
-		if verify(dir) == nil { // another caller was first
+		if c.verify(dir) == nil { // another caller was first
 			return nil, nil
 		}
 		return nil, c.fill(dir, compile)
@@ -83,6 +87,31 @@ func (c *Cache) Get(ctx context.Context, key Key, compile Compile) (string, erro
 	case <-ctx.Done():
 		return "", fmt.Errorf("compile for %s: it goes on: %w", key.Engine, ctx.Err())
 	}
+}
+
+// verify holds that an entry is what was once written. It reads it once; after
+// that it looks whether the files are the same.
+func (c *Cache) verify(dir string) error {
+	seen, err := look(dir)
+	if err != nil {
+		return err
+	}
+	if c.known(dir) == seen {
+		return nil
+	}
+	if err := verify(dir); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sound[dir] = seen
+	return nil
+}
+
+func (c *Cache) known(dir string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sound[dir]
 }
 
 // fill makes an entry, in place of a damaged one if there is one.

@@ -79,7 +79,8 @@ func TestGetRepairs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := New(t.TempDir(), 0)
-			if err := damage(get(t, c, key, writer("code"))); err != nil {
+			get(t, c, key, writer("code"))
+			if err := damage(get(t, c, key, never)); err != nil { // it was verified
 				t.Fatal(err)
 			}
 			if got := content(t, get(t, c, key, writer("made again"))); got != "made again" {
@@ -88,6 +89,26 @@ func TestGetRepairs(t *testing.T) {
 			get(t, c, key, never)
 			tidy(t, c, 1)
 		})
+	}
+}
+
+// TestGetReadsOnce has an entry be damaged in a way that no file system tells:
+// what was read by one cache is not read again by it, and is by another.
+func TestGetReadsOnce(t *testing.T) {
+	c := New(t.TempDir(), 0)
+	dir := get(t, c, key, writer("code"))
+	get(t, c, key, never)
+	path := filepath.Join(dir, list)
+	if err := os.WriteFile(path, bytes.Repeat([]byte("0"), int(size(dir))-len("code")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	get(t, c, key, never)
+	if got := content(t, get(t, New(c.dir, 0), key, writer("made again"))); got != "made again" {
+		t.Errorf("another cache has %q", got)
+	}
+	get(t, c, key, never)
+	if len(c.sound) != 1 {
+		t.Errorf("%d entries are remembered", len(c.sound))
 	}
 }
 

@@ -72,7 +72,11 @@ func (c *Cache) remove(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.Rename(dir, filepath.Join(grave, "entry")), os.RemoveAll(grave))
+	err = errors.Join(os.Rename(dir, filepath.Join(grave, "entry")), os.RemoveAll(grave))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sound, dir)
+	return err
 }
 
 // size is what an entry takes of the limit, in bytes.

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 )
 
@@ -16,8 +18,8 @@ import (
 // the entry was last used.
 const list = ".sum"
 
-// castagnoli is the sum that processors have an instruction for: entries are
-// verified at every start of a container. It finds damage, not malice.
+// castagnoli is the sum that processors have an instruction for. It finds
+// damage, not malice.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // sum writes an entry's list.
@@ -43,6 +45,30 @@ func verify(dir string) error {
 		err = fmt.Errorf("compiled module %s is damaged", dir)
 	}
 	return err
+}
+
+// look says which files an entry has, and when they were changed. The time of
+// the list tells something else.
+func look(dir string) (string, error) {
+	var files strings.Builder
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		fmt.Fprintln(&files, path, st.Ino, st.Mode)
+		if name := entry.Name(); !entry.IsDir() && name != list {
+			fmt.Fprintln(&files, st.Size, st.Mtim, st.Ctim)
+		} else if name == list {
+			fmt.Fprintln(&files, st.Size)
+		}
+		return nil
+	})
+	return files.String(), err
 }
 
 // sums are the lines of the list, in the order of names.

@@ -137,6 +137,36 @@ func TestUser(t *testing.T) {
 	}
 }
 
+// TestReadOnlyTree has a volume with another file system below it.
+func TestReadOnlyTree(t *testing.T) {
+	volume := t.TempDir()
+	below := filepath.Join(volume, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("below", below, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(below, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	c := Cell{Rootfs: t.TempDir(), Mounts: []specs.Mount{
+		{Type: "bind", Source: volume, Destination: "/ro", Options: []string{"rbind", "ro"}},
+		{Type: "bind", Source: volume, Destination: "/rro", Options: []string{"rbind", "ro", "rro"}},
+	}}
+	got := tell(t, c, "write:/root/ro/new", "write:/root/ro/below/new", "write:/root/rro/new", "write:/root/rro/below/more")
+	const want = `write:/root/ro/new open /root/ro/new: read-only file system
+write:/root/ro/below/new <nil>
+write:/root/rro/new open /root/rro/new: read-only file system
+write:/root/rro/below/more open /root/rro/below/more: read-only file system
+`
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 // TestMounts has an image that would have mounts go elsewhere.
 func TestMounts(t *testing.T) {
 	dir := t.TempDir()

@@ -61,7 +61,9 @@ func mount(root *os.File, m specs.Mount) error {
 	var err error
 	switch {
 	case m.Type == "bind" || slices.ContainsFunc(m.Options, bound):
-		tree, err = open(m.Source, attributes(slices.Contains(m.Options, "ro"), m.Options...), !slices.Contains(m.Options, "bind"))
+		if tree, err = open(m.Source, attributes(false, m.Options...), !slices.Contains(m.Options, "bind")); err == nil {
+			err = protect(tree, m)
+		}
 	case m.Type == "tmpfs":
 		tree, err = tmpfs(m.Options)
 	default:
@@ -77,6 +79,24 @@ func mount(root *os.File, m specs.Mount) error {
 	}
 	defer target.Close()
 	return unix.MoveMount(tree, "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// protect makes a tree of mounts read-only: its root with "ro", all of it with
+// "rro". It closes the tree if it cannot.
+func protect(tree int, m specs.Mount) error {
+	flags := uint(unix.AT_EMPTY_PATH)
+	switch {
+	case slices.Contains(m.Options, "rro"):
+		flags |= unix.AT_RECURSIVE
+	case !slices.Contains(m.Options, "ro"):
+		return nil
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(tree, "", flags, &attr); err != nil {
+		unix.Close(tree)
+		return fmt.Errorf("make %s read-only: %w", m.Source, err)
+	}
+	return nil
 }
 
 func bound(option string) bool { return option == "bind" || option == "rbind" }

@@ -1,6 +1,5 @@
 // Package wazero runs modules with wazero, which is Go and needs nothing
-// installed. What it compiled it reads into memory of its own: code is not
-// shared between the processes of a module.
+// installed. It decodes and checks the whole module in each process.
 package wazero
 
 import (
@@ -46,6 +45,9 @@ func Compile(path, dir string) error {
 	if _, err := r.CompileModule(ctx, raw); err != nil {
 		return refused(err)
 	}
+	if err := write(r, dir); err != nil {
+		return err
+	}
 	return os.WriteFile(filepath.Join(dir, source), raw, 0o600)
 }
 
@@ -74,7 +76,7 @@ type module struct {
 // or that needs what the engine has not.
 func Load(dir string, p runner.Process) (runner.Module, error) {
 	ctx := context.Background()
-	raw, err := os.ReadFile(filepath.Join(dir, source))
+	raw, err := mapped(filepath.Join(dir, source))
 	if err != nil {
 		return nil, fmt.Errorf("open compiled module: %w", err)
 	}
@@ -93,7 +95,10 @@ func Load(dir string, p runner.Process) (runner.Module, error) {
 	if m.compiled, err = r.CompileModule(ctx, raw); err != nil {
 		return nil, refused(err)
 	}
-	return m, m.check(wasi.ExportedFunctions())
+	if err := m.check(wasi.ExportedFunctions()); err != nil {
+		return nil, err
+	}
+	return m, share(r, dir)
 }
 
 // check finds what instantiation would, which is too late to refuse a module.
