@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -79,11 +80,21 @@ func (d *daemon) live() error {
 	if err != nil {
 		return err
 	}
-	_, err = box.Prepare(d.ctx, &sandbox.Container{ID: "c", Spec: &specs.Spec{
-		Version: specs.Version, Root: &specs.Root{Path: "/usr"}, Process: &specs.Process{Args: []string{"/true"}, Cwd: "/"},
-		Mounts: []specs.Mount{{Destination: "/etc", Type: "bind", Source: "/etc", Options: []string{"ro"}}},
-	}})
-	if err != nil {
+	spec := func() *specs.Spec {
+		return &specs.Spec{
+			Version: specs.Version, Root: &specs.Root{Path: "/usr"}, Process: &specs.Process{Args: []string{"/true"}, Cwd: "/"},
+			Mounts: []specs.Mount{{Destination: "/etc", Type: "bind", Source: "/etc", Options: []string{"ro"}}},
+		}
+	}
+	if _, err := box.Prepare(d.ctx, &sandbox.Container{ID: "c", Spec: spec()}); err != nil {
+		return err
+	}
+	// Nobody looks into the file: it is for the guest to mount.
+	disk := []mount.Mount{{Type: "ext4", Source: os.Args[0], Options: []string{"loop"}}}
+	if _, err := box.Prepare(d.ctx, &sandbox.Container{ID: "disk", Spec: spec(), Rootfs: disk}); err != nil {
+		return err
+	}
+	if err := box.Release(d.ctx, "disk"); err != nil {
 		return err
 	}
 	return d.remove("one")

@@ -76,6 +76,7 @@ func boot() error {
 		}
 		seal()
 	}
+	name()
 	if err := os.Remove("/init"); err != nil { // the sealed copy is memory, too
 		log.L.WithError(err).Warn("the initramfs keeps its copy of the agent")
 	}

@@ -30,6 +30,7 @@ func seal() (ready *os.File) {
 			log.L.WithError(err).Warn("cannot run from a sealed copy: each start of a process makes its own")
 		}
 	}
+	name()
 	// The Go runtime opens all its descriptors close-on-exec.
 	flags, err := unix.FcntlInt(readyFD, unix.F_GETFD, 0)
 	if err != nil || flags&unix.FD_CLOEXEC != 0 {
@@ -37,6 +38,14 @@ func seal() (ready *os.File) {
 	}
 	unix.CloseOnExec(readyFD)
 	return os.NewFile(readyFD, "ready")
+}
+
+// name is for ps: the kernel names a process after the path that it executed,
+// which is a descriptor's number here.
+func name() {
+	if err := os.WriteFile("/proc/self/comm", []byte("kuasar-task"), 0); err != nil {
+		log.L.WithError(err).Debug("the process keeps its name")
+	}
 }
 
 // again does not return if all goes well.

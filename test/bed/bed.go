@@ -30,6 +30,9 @@ const (
 	Runc  = "kuasar-runc" // the runc sandboxer
 	Wasm  = "kuasar-wasm" // the wasm sandboxer; pods may choose any engine
 	VMM   = "kuasar-vmm"  // the vmm sandboxer: see RequireVMM
+
+	// VMMBlock is VMM with root file systems that are disks: see Options.Blocks.
+	VMMBlock = "kuasar-vmm-block"
 )
 
 // Options say how a bed differs from the usual one. The zero value is usual.
@@ -38,6 +41,8 @@ type Options struct {
 	Binary string
 	// Config is TOML that is added to the end of the configuration.
 	Config string
+	// Blocks adds the handler VMMBlock, and the snapshotter that it needs.
+	Blocks bool
 	// Level is of the daemon's log; debug if it is empty.
 	Level string
 	// Environ is added to the daemon's environment, as "KEY=value".

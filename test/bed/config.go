@@ -90,16 +90,25 @@ imports = []
       disable_pause_image_pull = true
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm.options]
         engines = ['wazero', 'wasmtime', 'wasmedge']
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-vmm]
+{{range $name, $snapshotter := .Machines}}
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{{$name}}]
       runtime_type = 'io.containerd.kuasar.v1'
       sandboxer = 'vmm'
+      snapshotter = '{{$snapshotter}}'
       disable_pause_image_pull = true
-      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-vmm.options]
-        accel = '{{.Accel}}'
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{{$name}}.options]
+        accel = '{{$.Accel}}'
         memory = 128
-        kernel = '{{.Guest}}/vmlinux'
-        initrd = '{{.Guest}}/initramfs.cpio'
-        {{with .Vsock}}vsock_path = '{{.}}'{{end}}
+        kernel = '{{$.Guest}}/vmlinux'
+        initrd = '{{$.Guest}}/initramfs.cpio'
+        {{with $.Vsock}}vsock_path = '{{.}}'{{end}}
+{{end}}
+{{with .Scratch}}
+[plugins.'io.containerd.snapshotter.v1.blockfile']
+  scratch_file = '{{.}}'
+  fs_type = 'ext4'
+  mount_options = ['loop']
+{{end}}
 
 {{.Extra}}
 `))
@@ -144,11 +153,18 @@ func (b *Bed) configure() error {
 	if len(shim) > maxShim {
 		shim = ""
 	}
+	machines, scratch := map[string]string{VMM: ""}, ""
+	if b.options.Blocks {
+		machines[VMMBlock], scratch = "blockfile", filepath.Join(b.Dir, "scratch")
+		if err := makeScratch(scratch); err != nil {
+			return err
+		}
+	}
 	vsock, _ := exec.LookPath("vhost-device-vsock") // the daemon has another PATH
 	var config bytes.Buffer
 	err := configuration.Execute(&config, map[string]any{
-		"Systemd": Systemd(),
-		"Dir":     b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
+		"Systemd": Systemd(), "Machines": machines, "Scratch": scratch,
+		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
 		"Guest": b.Path("build/guest"), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
 	})
 	if err != nil {
@@ -167,6 +183,15 @@ func (b *Bed) configure() error {
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// makeScratch makes the file system that root file systems begin as.
+func makeScratch(path string) error {
+	const size = "48M" // each snapshot is a copy
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", path, size).CombinedOutput(); err != nil {
+		return fmt.Errorf("make a file system: %w: %s", err, out)
 	}
 	return nil
 }

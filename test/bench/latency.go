@@ -23,7 +23,7 @@ func benchStart(ctx context.Context, b *bench) error {
 		{"start, host network", true, 0.4},
 		{"start, pod network", false, 0.6},
 	} {
-		starts := map[string]*starts{bed.Runc: {}, bed.Stock: {}}
+		starts := map[string]*starts{b.ours: {}, bed.Stock: {}}
 		_, err := b.inTurn(func(handler string) (time.Duration, error) {
 			p, took, err := b.start(ctx, shape{handler: handler, hostNetwork: network.host})
 			if err != nil {
@@ -35,7 +35,7 @@ func benchStart(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		b.report.starts(network.name, starts, network.target)
+		b.report.starts(network.name, starts[b.ours], starts[bed.Stock], network.target)
 	}
 	return nil
 }
@@ -44,8 +44,8 @@ func benchStart(ctx context.Context, b *bench) error {
 func (b *bench) inTurn(sample func(handler string) (time.Duration, error)) (map[string][]time.Duration, error) {
 	samples := map[string][]time.Duration{}
 	for i := range b.n {
-		for j := range handlers {
-			handler := handlers[(i+j)%len(handlers)] // neither is always first
+		for j := range 2 {
+			handler := b.handlers()[(i+j)%2] // neither is always first
 			took, err := sample(handler)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", handler, err)
@@ -61,10 +61,14 @@ const parallel = 20
 
 // benchParallel: many at once; a sample is one pod's time.
 func benchParallel(ctx context.Context, b *bench) error {
+	return b.atOnce(ctx, parallel, 0.6)
+}
+
+func (b *bench) atOnce(ctx context.Context, count int, target float64) error {
 	samples := map[string][]time.Duration{}
-	for range max(1, 2*b.n/parallel) {
-		for _, handler := range handlers {
-			pods, took, err := b.startAll(ctx, handler, parallel)
+	for range max(1, 2*b.n/count) {
+		for _, handler := range b.handlers() {
+			pods, took, err := b.startAll(ctx, handler, count)
 			err = errors.Join(err, b.removeAll(ctx, pods))
 			if err != nil {
 				return fmt.Errorf("%s: %w", handler, err)
@@ -72,7 +76,7 @@ func benchParallel(ctx context.Context, b *bench) error {
 			samples[handler] = append(samples[handler], took...)
 		}
 	}
-	b.report.durations(fmt.Sprintf("start, %d in parallel", parallel), samples, 0.6)
+	b.report.durations(b.title("start, %d in parallel", count), samples[b.ours], samples[bed.Stock], target)
 	return nil
 }
 
@@ -105,7 +109,7 @@ func (b *bench) removeAll(ctx context.Context, pods []*pod) error {
 // benchExec: ExecSync of a command that does nothing.
 func benchExec(ctx context.Context, b *bench) error {
 	pods := map[string]*pod{}
-	for _, handler := range handlers {
+	for _, handler := range b.handlers() {
 		p, _, err := b.start(ctx, shape{handler: handler})
 		if err != nil {
 			return err
@@ -123,7 +127,7 @@ func benchExec(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	b.report.durations("exec", samples, 0.5)
+	b.report.durations(b.title("exec"), samples[b.ours], samples[bed.Stock], 0.5)
 	return nil
 }
 
@@ -134,7 +138,7 @@ const dense = 200
 // daemon of its own; its pods are all of its kind.
 func benchDense(ctx context.Context, b *bench) error {
 	empty, full := map[string]*starts{}, map[string]*starts{}
-	for _, handler := range handlers {
+	for _, handler := range b.handlers() {
 		err := b.fresh(ctx, func() (err error) {
 			empty[handler], full[handler], err = b.fill(ctx, handler)
 			return err
@@ -143,11 +147,11 @@ func benchDense(ctx context.Context, b *bench) error {
 			return fmt.Errorf("%s: %w", handler, err)
 		}
 	}
-	b.report.starts(fmt.Sprintf("start beside %d pods", dense), full, 0.6)
+	b.report.starts(fmt.Sprintf("start beside %d pods", dense), full[b.ours], full[bed.Stock], 0.6)
 	growth := func(handler string) []float64 {
 		return []float64{full[handler].median() / empty[handler].median()}
 	}
-	b.report.compare(fmt.Sprintf("- against none, %d pods slow it by", dense), "x", growth(bed.Runc), growth(bed.Stock), 0)
+	b.report.compare(fmt.Sprintf("- against none, %d pods slow it by", dense), "x", growth(b.ours), growth(bed.Stock), 0)
 	return nil
 }
 

@@ -15,28 +15,35 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
-// benchmarks in the order in which they run. Each compares pods of ours with
-// those of bed.Stock and reports lines of its own.
+// benchmarks in the order in which they run. Each compares pods of a handler of
+// ours with those of bed.Stock and reports lines of its own.
 var benchmarks = []struct {
-	name string
-	run  func(context.Context, *bench) error
+	name, ours string
+	run        func(context.Context, *bench) error
 }{
-	{"start", benchStart},
-	{"parallel", benchParallel},
-	{"exec", benchExec},
-	{"stdio", benchOutput},
-	{"dense", benchDense},
-	{"memory", benchMemory},
-	{"wasm-start", wasmStart},
-	{"wasm-memory", wasmMemory},
-	{"wasm-dense", wasmDense},
-	{"wasm-compute", wasmCompute},
+	{"start", bed.Runc, benchStart},
+	{"parallel", bed.Runc, benchParallel},
+	{"exec", bed.Runc, benchExec},
+	{"stdio", bed.Runc, benchOutput},
+	{"dense", bed.Runc, benchDense},
+	{"memory", bed.Runc, benchMemory},
+	{"wasm-start", bed.Wasm, wasmStart},
+	{"wasm-memory", bed.Wasm, wasmMemory},
+	{"wasm-dense", bed.Wasm, wasmDense},
+	{"wasm-compute", bed.Wasm, wasmCompute},
+	{"vm-start", bed.VMM, vmStart},
+	{"vm-parallel", bed.VMM, vmParallel},
+	{"vm-exec", bed.VMM, benchExec},
+	{"vm-stdio", bed.VMM, benchOutput},
+	{"vm-files", bed.VMM, vmFiles},
+	{"vm-memory", bed.VMM, vmMemory},
 }
 
 // bench is one run of the program.
 type bench struct {
 	*bed.Bed
-	n      int // samples a side
+	ours   string // handler that is compared with bed.Stock
+	n      int    // samples a side
 	report report
 }
 
@@ -66,7 +73,12 @@ func run(ctx context.Context, n int, out, only string) error {
 		if only != "" && !strings.Contains(","+only+",", ","+benchmark.name+",") {
 			continue
 		}
+		if lack := bed.LackOfVMM(); benchmark.ours == bed.VMM && lack != "" {
+			fmt.Printf("== %s is left out: there is no %s\n", benchmark.name, lack)
+			continue
+		}
 		fmt.Printf("== %s\n", benchmark.name)
+		b.ours = benchmark.ours
 		if err := b.fresh(ctx, func() error { return benchmark.run(ctx, b) }); err != nil {
 			return fmt.Errorf("%s: %w", benchmark.name, err)
 		}

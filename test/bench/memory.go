@@ -29,7 +29,7 @@ var steps = []int{1, 10, 50}
 // the daemon still has what pulling images took.
 func benchMemory(ctx context.Context, b *bench) error {
 	growth := map[string][]usage{}
-	for _, handler := range handlers {
+	for _, handler := range b.handlers() {
 		err := b.fresh(ctx, func() error {
 			var err error
 			growth[handler], err = b.grow(ctx, handler)
@@ -40,7 +40,7 @@ func benchMemory(ctx context.Context, b *bench) error {
 		}
 	}
 	for i := 1; i < len(steps); i++ {
-		ours, stock := growth[bed.Runc][i], growth[bed.Stock][i]
+		ours, stock := growth[b.ours][i], growth[bed.Stock][i]
 		name := fmt.Sprintf("management memory a pod, from %d to %d pods", steps[i-1], steps[i])
 		b.report.compare(name, "KB", []float64{ours.daemon + ours.rest}, []float64{stock.daemon + stock.rest}, 0.01)
 		b.report.compare("- of which beside the daemon", "KB", []float64{ours.rest}, []float64{stock.rest}, 0.01)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
 // outputSize is what a container writes to its stdout, in bytes.
@@ -55,7 +57,7 @@ func benchOutput(ctx context.Context, b *bench) error {
 			rates[handler] = append(rates[handler], outputSize/1e6/t.Seconds())
 		}
 	}
-	b.report.rates("stdout to log", "MB/s", rates, 1)
+	b.report.rates(b.title("stdout to log"), "MB/s", rates[b.ours], rates[bed.Stock], 1)
 	return nil
 }
 

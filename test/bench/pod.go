@@ -14,7 +14,17 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/wasm"
 )
 
-var handlers = []string{bed.Runc, bed.Stock}
+// handlers are the two that are compared.
+func (b *bench) handlers() []string { return []string{b.ours, bed.Stock} }
+
+// title of a comparison that is made of several sandboxers.
+func (b *bench) title(format string, args ...any) string {
+	name := fmt.Sprintf(format, args...)
+	if b.ours == bed.VMM {
+		name = "VM " + name
+	}
+	return name
+}
 
 // counter makes names of pods unique.
 var counter atomic.Int64
@@ -131,7 +141,7 @@ func (b *bench) warm(ctx context.Context) error {
 	if err := b.Pull(ctx, images.Busybox); err != nil {
 		return err
 	}
-	for _, handler := range handlers {
+	for _, handler := range []string{bed.Runc, bed.Stock} {
 		p, _, err := b.start(ctx, shape{handler: handler})
 		if err != nil {
 			return err

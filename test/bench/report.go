@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
-
-	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
 // report collects comparisons and prints each as it comes.
@@ -36,13 +34,12 @@ type sample struct {
 	P99 float64 `json:"p99"`
 }
 
-func (r *report) durations(name string, samples map[string][]time.Duration, target float64) {
-	r.compare(name, "ms", milliseconds(samples[bed.Runc]), milliseconds(samples[bed.Stock]), target)
+func (r *report) durations(name string, ours, stock []time.Duration, target float64) {
+	r.compare(name, "ms", milliseconds(ours), milliseconds(stock), target)
 }
 
 // starts compares whole starts and their parts.
-func (r *report) starts(name string, of map[string]*starts, target float64) {
-	ours, stock := of[bed.Runc], of[bed.Stock]
+func (r *report) starts(name string, ours, stock *starts, target float64) {
 	r.compare(name, "ms", milliseconds(ours.whole), milliseconds(stock.whole), target)
 	for i, call := range []string{"RunPodSandbox", "CreateContainer", "StartContainer"} {
 		r.compare("- of which "+call, "ms", milliseconds(ours.calls[i]), milliseconds(stock.calls[i]), 0)
@@ -50,8 +47,8 @@ func (r *report) starts(name string, of map[string]*starts, target float64) {
 }
 
 // rates is compare where more is better.
-func (r *report) rates(name, unit string, rates map[string][]float64, target float64) {
-	r.add(comparison{Name: name, Unit: unit, Ours: summarize(rates[bed.Runc]), Stock: summarize(rates[bed.Stock]), Target: target, More: true})
+func (r *report) rates(name, unit string, ours, stock []float64, target float64) {
+	r.add(comparison{Name: name, Unit: unit, Ours: summarize(ours), Stock: summarize(stock), Target: target, More: true})
 }
 
 func (r *report) compare(name, unit string, ours, stock []float64, target float64) {

@@ -77,7 +77,7 @@ func wasmStart(ctx context.Context, b *bench) error {
 		}
 	}
 	for _, name := range engines {
-		b.report.starts("Wasm start, "+name, map[string]*starts{bed.Runc: took[name], bed.Stock: took[""]}, 0.2)
+		b.report.starts("Wasm start, "+name, took[name], took[""], 0.2)
 	}
 	return nil
 }

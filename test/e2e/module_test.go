@@ -110,7 +110,7 @@ func TestModuleExec(t *testing.T) {
 		if err == nil {
 			t.Fatal("there was a shell")
 		}
-		contains(t, "a program", err.Error(), "name the path of a module that ends in .wasm")
+		contains(t, "a program", err.Error(), "only modules of the container's can run")
 	})
 }
 
@@ -122,7 +122,8 @@ func TestModuleRefused(t *testing.T) {
 			change func(*runtime.ContainerConfig)
 			says   string
 		}{
-			"program of an image": {bed.Script("true"), "not found"},
+			"program of an image": {bed.Script("true"), "it is a program for Linux"},
+			"unknown program":     {entry("unknown"), "not found"},
 			"program for Linux":   {entry("/program"), "it is a program for Linux"},
 			"text":                {entry("/text.wasm"), "no WebAssembly module"},
 			"module cut short":    {entry("/short.wasm"), "cut short"},

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -35,6 +36,32 @@ func TestPodVM(t *testing.T) {
 	n.must(p.Remove(n.ctx))
 }
 
+// A root file system of a snapshotter with block devices is a disk of the
+// guest's, which the host has not mounted.
+func TestBlockVM(t *testing.T) {
+	bed.RequireVMM(t)
+	n := on(t, newBed(t, bed.Options{Blocks: true}), bed.VMMBlock)
+	crictlLife(t, n)
+
+	p := n.pod(nil)
+	c := n.run(p, nil)
+	readonly := n.run(p, func(c *runtime.ContainerConfig) { c.Linux.SecurityContext.ReadonlyRootfs = true })
+	contains(t, "root", n.exec(c, "grep ' / ' /proc/mounts"), "/dev/vd", " ext4 rw")
+	contains(t, "root that is read only", n.exec(readonly, "grep ' / ' /proc/mounts; echo x 2>&1 >/x || true"), "/dev/vd", " ext4 ro", "Read-only file system")
+	n.exec(c, "echo kept >/file; sync")
+	n.must(n.Kill())
+	n.must(n.Start(n.ctx))
+	equal(t, "file after a restart of the daemon", n.exec(c, "cat /file"), "kept")
+	n.must(c.Stop(n.ctx, 0))
+	n.must(c.Remove(n.ctx))
+	contains(t, "root of the next", n.exec(n.run(p, nil), "grep ' / ' /proc/mounts"), "/dev/vd")
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	n.must(err)
+	if strings.Contains(string(mounts), "/dev/loop") {
+		t.Errorf("the host has mounted it, too:\n%s", mounts)
+	}
+}
+
 // Containers that share the pod's pid namespace are beside the machine's first
 // process. They do not end it, and it takes care of their orphans.
 func TestSharedPidVM(t *testing.T) {
@@ -49,7 +76,7 @@ func TestSharedPidVM(t *testing.T) {
 	n.exec(first, "(sleep 0.2; exit 3) & exit 0")
 	n.exec(first, "while pgrep -f '^sleep 0.2'; do sleep 0.1; done")
 	equal(t, "zombies", n.exec(first, "grep -l '^State:.Z' /proc/[0-9]*/status; true"), "")
-	equal(t, "signals that the container's process ignores", field(n.exec(first, "cat /proc/self/status"), "SigIgn"), "0000000000000000")
+	equal(t, "signals that the container's process ignores", field(n.exec(first, "cat /proc/$(pgrep sleep | head -n1)/status"), "SigIgn"), "0000000000000000")
 
 	out := n.ctr("run", "--rm", "--rlimit-nofile", "1000:2000", "--sandbox", p.ID, images.Busybox, "limited", "sh", "-c", "ulimit -Sn; ulimit -Hn")
 	equal(t, "limits of files", out, "1000\n2000")

@@ -23,7 +23,7 @@ func programs(t *testing.T) string {
 		}
 	}
 	for _, name := range []string{
-		"busybox", "web", "privs", "pause", "../modules/probe.wasm", "../modules/hello.wasm", "../modules/gofmt.wasm", "../modules/probe", "../modules/compute",
+		"busybox", "web", "privs", "pause", "../modules/probe.wasm", "../modules/hello.wasm", "../modules/gofmt.wasm", "../modules/box.wasm", "../modules/probe", "../modules/compute",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o755); err != nil {
 			t.Fatal(err)

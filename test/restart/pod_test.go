@@ -31,7 +31,12 @@ type node struct {
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	b := bed.Test(t, bed.Options{})
+	return newNodeOf(t, bed.Options{})
+}
+
+func newNodeOf(t testing.TB, options bed.Options) *node {
+	t.Helper()
+	b := bed.Test(t, options)
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	t.Cleanup(cancel)
 	n := &node{Bed: b, t: t, ctx: ctx, handler: bed.Runc}

@@ -20,8 +20,13 @@ import (
 // newVMNode is a node whose pods are virtual machines.
 func newVMNode(t testing.TB) *node {
 	t.Helper()
+	return newVMNodeOf(t, bed.Options{})
+}
+
+func newVMNodeOf(t testing.TB, options bed.Options) *node {
+	t.Helper()
 	bed.RequireVMM(t)
-	n := newNode(t)
+	n := newNodeOf(t, options)
 	n.handler = bed.VMM
 	ctx, cancel := context.WithTimeout(context.Background(), vmDeadline)
 	t.Cleanup(cancel)

@@ -38,7 +38,7 @@ var taskPoints = []string{"tasks/create/created", "tasks/start/started", "tasks/
 // virtual machine. Another one must not notice, and nothing must be left of the
 // first. Starting machines takes long: all points have one bed.
 func TestVMKilledAtFailpoint(t *testing.T) {
-	n := newVMNode(t)
+	n := newVMNodeOf(t, bed.Options{Blocks: true})
 	other := n.guestBystander()
 	before, err := n.Leaks(n.ctx)
 	n.must(err)
@@ -69,8 +69,9 @@ func TestVMKilledAtFailpoint(t *testing.T) {
 	other.end()
 }
 
-// vmKind is a pod in a virtual machine with a volume.
-var vmKind = kind{bed.VMM, func(c *runtime.ContainerConfig) {
+// vmKind is a pod in a virtual machine whose root file system is a disk, with a
+// volume that the host shares.
+var vmKind = kind{bed.VMMBlock, func(c *runtime.ContainerConfig) {
 	c.Mounts = append(c.Mounts, &runtime.Mount{HostPath: "/usr", ContainerPath: "/host", Readonly: true})
 }, []string{"true"}}
 
