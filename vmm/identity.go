@@ -57,7 +57,11 @@ func sum(ctx context.Context, path string) (string, identity, error) {
 	if err != nil {
 		return "", identity{}, err
 	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() { // others may have no end
+		return "", identity{}, errors.Join(err, fmt.Errorf("%s is no regular file: %w", path, errdefs.ErrInvalidArgument))
+	}
 	h := hasher{sha256.New()}
+	fmt.Fprintf(h, "%d\n", before.Size)
 	err = sparse(ctx, f, h)
 	if err != nil {
 		return "", identity{}, err

@@ -41,8 +41,8 @@ type Options struct {
 
 	BootTimeout time.Duration // from the VMM's start to the agent's hello
 
-	// Template is for machines that are cloned from one that has booted.
-	Template bool
+	// Templates are for machines that are cloned from one that has booted.
+	Templates bool
 
 	// Debug opens the guest's debug console to this host's root.
 	Debug bool
@@ -72,7 +72,7 @@ func Defaults() Options {
 		Hypervisor: "qemu", Accel: Auto,
 		Kernel: "/usr/share/kuasar/vmlinux", Initrd: "/usr/share/kuasar/initramfs.cpio",
 		VCPUs: 1, Memory: 256 << 20, Overhead: 96 << 20, Slots: 3,
-		Vsock: AutoVsock, BootTimeout: time.Minute, Template: true,
+		Vsock: AutoVsock, BootTimeout: time.Minute, Templates: true,
 	}
 }
 
@@ -101,7 +101,7 @@ var keys = map[string]struct {
 	"vsock_path":    {set: file(func(o *Options) *string { return &o.VsockPath }), host: true},
 	"boot_timeout":  {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
 	"debug":         {set: truth(func(o *Options) *bool { return &o.Debug })},
-	"template":      {set: truth(func(o *Options) *bool { return &o.Template })},
+	"templates":     {set: truth(func(o *Options) *bool { return &o.Templates })},
 	"allow":         {set: allow, host: true},
 }
 

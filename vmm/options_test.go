@@ -40,6 +40,7 @@ vsock = "user"
 vsock_path = "/d"
 boot_timeout = 5
 debug = true
+templates = false
 allow = ["memory"]`,
 			want: Options{
 				Hypervisor: "other", Path: "/q", Machine: "m", Accel: TCG, Kernel: "/k", Initrd: "/i", KernelParams: "a b",

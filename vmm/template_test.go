@@ -41,8 +41,12 @@ func newCloning(ctx context.Context, dir string, d vmmtest.Fake) (*cloning, erro
 	if err != nil {
 		return nil, err
 	}
+	file, err := filepath.Abs("template_test.go") // any
+	if err != nil {
+		return nil, err
+	}
 	o := vmm.Defaults()
-	o.Hypervisor, o.Accel, o.Kernel, o.Initrd = "test", vmm.TCG, "/dev/null", "/dev/null"
+	o.Hypervisor, o.Accel, o.Kernel, o.Initrd = "test", vmm.TCG, file, file
 	b := &vmm.Backend{Drivers: map[string]vmm.Driver{"test": d}, Defaults: o, Reaper: r, Templates: t}
 	ctx = namespaces.WithNamespace(ctx, "test")
 	c, err := sandbox.New(ctx, sandbox.Config{Name: "vmm", Dir: filepath.Join(dir, "boxes"), Backend: b})
@@ -120,10 +124,15 @@ func templateKilledAt(t *testing.T, point string) {
 	must(err)
 	defer c.close()
 	for _, p := range machines {
-		if f, err := pidfd.Open(p.Pid, p.Start); !errdefs.IsNotFound(err) {
-			t.Errorf("the template's machine %d is left: %v", p.Pid, err)
-			f.Close()
+		f, err := pidfd.Open(p.Pid, p.Start)
+		if errdefs.IsNotFound(err) {
+			continue
 		}
+		must(err)
+		if running, err := pidfd.Running(f); running || err != nil {
+			t.Errorf("the template's machine %d is left: %v", p.Pid, err)
+		}
+		f.Close()
 	}
 	entries, err := os.ReadDir(filepath.Join(dir, "templates"))
 	must(err)

@@ -30,7 +30,7 @@ const cloneShare = 4
 func (p *pod) template(ctx context.Context, c Config) *trial {
 	store := p.backend.Templates
 	d, ok := p.driver.(Templater)
-	if !ok || store == nil || !p.opts.Template {
+	if !ok || store == nil || !p.opts.Templates {
 		return nil
 	}
 	from := store.take(ctx, d, c, p.opts.BootTimeout)
