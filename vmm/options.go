@@ -72,7 +72,7 @@ func Defaults() Options {
 		Hypervisor: "qemu", Accel: Auto,
 		Kernel: "/usr/share/kuasar/vmlinux", Initrd: "/usr/share/kuasar/initramfs.cpio",
 		VCPUs: 1, Memory: 256 << 20, Overhead: 96 << 20, Slots: 3,
-		Vsock: AutoVsock, BootTimeout: time.Minute, Templates: true,
+		Vsock: AutoVsock, BootTimeout: time.Minute,
 	}
 }
 

@@ -92,7 +92,8 @@ type state struct {
 	CPUs       uint32 `json:"cpus"`
 	Memory     uint64 `json:"memory"`
 	Slots      int    `json:"slots"`
-	Key        []byte `json:"key,omitempty"` // of the debug console, if it is on
+	Key        []byte `json:"key,omitempty"`      // of the debug console, if it is on
+	Template   string `json:"template,omitempty"` // the machine is a clone of
 }
 
 // Save implements sandbox.Sandbox.

@@ -46,6 +46,7 @@ func newCloning(ctx context.Context, dir string, d vmmtest.Fake) (*cloning, erro
 		return nil, err
 	}
 	o := vmm.Defaults()
+	o.Templates = true
 	o.Hypervisor, o.Accel, o.Kernel, o.Initrd = "test", vmm.TCG, file, file
 	b := &vmm.Backend{Drivers: map[string]vmm.Driver{"test": d}, Defaults: o, Reaper: r, Templates: t}
 	ctx = namespaces.WithNamespace(ctx, "test")

@@ -64,7 +64,7 @@ func (p *pod) settle(t *trial) error {
 	case <-t.failed:
 		return errTrial
 	default:
-		t.settled, p.trial = true, nil
+		t.settled, p.trial, p.state.Template = true, nil, t.from.key
 		return nil
 	}
 }

@@ -134,6 +134,7 @@ func (b *bench) daemon() {
 	}
 	b.backend = &vmm.Backend{Drivers: map[string]vmm.Driver{"test": driver}, Defaults: o, Reaper: r}
 	if b.store != "" {
+		b.backend.Defaults.Templates = true
 		b.backend.Templates, err = vmm.OpenTemplates(b.ctx, b.store, r)
 		b.must(err)
 	}
