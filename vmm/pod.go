@@ -224,8 +224,10 @@ func (p *pod) report(role string, e pidfd.Exit) {
 }
 
 // fell kills what is left of a pod that is over, and waits for nothing.
-func (p *pod) fell() {
-	for _, q := range p.living() {
+func (p *pod) fell() { slay(p.living()) }
+
+func slay(procs map[string]*proc) {
+	for _, q := range procs {
 		_ = pidfd.Signal(q.file, unix.SIGKILL)
 	}
 }

@@ -111,10 +111,12 @@ func (p *pod) assemble(ctx context.Context, c Config, t *trial) error {
 		return err
 	}
 	fpSetup.Hit()
-	p.offer()
 	if t != nil {
-		return p.settle(t)
+		if err := p.settle(t); err != nil {
+			return err
+		}
 	}
+	p.offer()
 	return nil
 }
 

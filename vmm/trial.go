@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/containerd/errdefs"
 
@@ -72,26 +73,25 @@ func (p *pod) settle(t *trial) error {
 var errTrial = fmt.Errorf("the machine or one of its helpers ended: %w", errdefs.ErrFailedPrecondition)
 
 // ended is told of the end of a process that was launched in t, which is nil if
-// it was in none.
+// it was in none. That may be late: what there is by then is the next start's.
 func (p *pod) ended(t *trial, role string, e pidfd.Exit) {
-	if t == nil || p.isSettled(t) {
+	p.mu.Lock()
+	if t == nil || t.settled {
+		p.mu.Unlock()
 		p.died(role, e)
 		return
 	}
-	p.fell()
-}
-
-func (p *pod) isSettled(t *trial) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !t.settled {
-		select {
-		case <-t.failed:
-		default:
-			close(t.failed)
-		}
+	select {
+	case <-t.failed:
+	default:
+		close(t.failed)
 	}
-	return t.settled
+	var rest map[string]*proc
+	if p.trial == t {
+		rest = maps.Clone(p.procs)
+	}
+	p.mu.Unlock()
+	slay(rest)
 }
 
 // lost is closed when the start cannot succeed any more.
