@@ -26,8 +26,8 @@ var (
 )
 
 const (
-	// moldSlots of time go to a template's boot and to saving it: nobody waits
-	// for it, and it makes way for those that somebody waits for.
+	// moldTimes boot_timeout is what a template has to boot and be saved: nobody
+	// waits for it, and it makes way for those that somebody waits for.
 	moldTimes = 3
 
 	// moldNice is the priority of its processes; see setpriority(2).
@@ -242,6 +242,8 @@ func endMachine(ctx context.Context, r *pidfd.Reaper, dir string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, undoTime)
+	defer cancel()
 	return q.kill(ctx)
 }
 

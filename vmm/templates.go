@@ -114,7 +114,11 @@ func OpenTemplates(ctx context.Context, dir string, r *pidfd.Reaper) (*Templates
 		if err := t.open(path); err == nil {
 			continue
 		}
-		if err := errors.Join(endMachine(ctx, r, path), os.RemoveAll(path)); err != nil {
+		var err error
+		if e.IsDir() {
+			err = endMachine(ctx, r, path)
+		}
+		if err := errors.Join(err, os.RemoveAll(path)); err != nil {
 			return nil, fmt.Errorf("remove what is left of a template: %w", err)
 		}
 	}
