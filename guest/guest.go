@@ -19,6 +19,9 @@ const (
 	Kernel    = "vmlinux" // not compressed: the VMM need not wait for the guest to unpack it
 	Initramfs = "initramfs.cpio"
 	manifest  = "manifest.json"
+
+	// Modules has those that a guest loads when its kernel asks for them.
+	Modules = "modules"
 )
 
 // agents are the modules that the agent loads; see package task/guest.
@@ -26,6 +29,10 @@ var agents = []string{
 	"virtio_pci", "virtio_mmio", "vmw_vsock_virtio_transport", // before it says hello
 	"virtiofs", "virtio_net", "virtio_blk", "erofs", "ext4", "overlay", // when they are needed
 }
+
+// extras are directories of modules, in a kernel's, that containers may have the
+// kernel ask for, and single ones: networks within a pod.
+var extras = []string{"net", "drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/macvlan.ko", "drivers/net/tun.ko", "drivers/net/veth.ko", "drivers/net/vrf.ko", "drivers/net/ipvlan", "drivers/net/vxlan", "drivers/net/wireguard"}
 
 // Config names what a guest is made of.
 type Config struct {
@@ -98,6 +105,9 @@ func build(c Config, m *Manifest) error {
 		return err
 	}
 	if err := os.MkdirAll(c.Out, 0o755); err != nil {
+		return err
+	}
+	if err := shelve(filepath.Join(c.Package, "lib/modules", m.Kernel), filepath.Join(c.Out, Modules)); err != nil {
 		return err
 	}
 	for name, data := range map[string][]byte{Kernel: kernel, Initramfs: initramfs} {

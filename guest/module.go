@@ -101,6 +101,15 @@ func (l library) closure(name string, files []string) ([]string, error) {
 
 // dependencies are the names of the modules that a module says it needs.
 func dependencies(path string) ([]string, error) {
+	lists, err := about(path, "depends")
+	if err != nil || len(lists) == 0 || lists[0] == "" {
+		return nil, err
+	}
+	return strings.Split(strings.ReplaceAll(lists[0], "-", "_"), ","), nil
+}
+
+// about returns what a module says of something.
+func about(path, key string) ([]string, error) {
 	f, err := elf.Open(path)
 	if bad := new(elf.FormatError); errors.As(err, &bad) {
 		return nil, fmt.Errorf("%s: %w: compressed modules are not supported: use a kernel package without", path, err)
@@ -117,10 +126,11 @@ func dependencies(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	var all []string
 	for field := range bytes.SplitSeq(info, []byte{0}) {
-		if list, ok := bytes.CutPrefix(field, []byte("depends=")); ok && len(list) > 0 {
-			return strings.Split(strings.ReplaceAll(string(list), "-", "_"), ","), nil
+		if text, ok := bytes.CutPrefix(field, []byte(key+"=")); ok {
+			all = append(all, string(text))
 		}
 	}
-	return nil, nil
+	return all, nil
 }

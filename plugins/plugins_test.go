@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/artifact"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/cri"
+	"github.com/containerd-kuasar/containerd-kuasar/plugins/store"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/tasks"
 )
 
@@ -24,7 +25,7 @@ func TestRegister(t *testing.T) {
 	if len(before) != len(after) {
 		t.Errorf("%d plugins, %d before", len(after), len(before))
 	}
-	for _, uri := range []string{tasks.Stock, cri.Stock, artifact.Stock} {
+	for _, uri := range []string{tasks.Stock, cri.Stock, artifact.Stock, store.Stock} {
 		if _, found := after[uri]; !found {
 			t.Errorf("plugin %s is gone", uri)
 		}

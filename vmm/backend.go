@@ -107,6 +107,9 @@ func (p *pod) plan(ctx context.Context) error {
 			return invalid("the pod asks for the host's %s namespace: a virtual machine has its own: leave that out, or use another runtime handler", what)
 		}
 	}
+	if ns.GetUsernsOptions() != nil && ns.GetUsernsOptions().GetMode() != runtime.NamespaceMode_NODE {
+		return invalid("the pod asks for a user namespace (hostUsers: false): the users of a virtual machine are not the host's anyway: leave that out, or use another runtime handler")
+	}
 	r := linux.GetResources()
 	cpus, memory, err := p.opts.size(limits{memory: r.GetMemoryLimitInBytes(), quota: r.GetCpuQuota(), period: r.GetCpuPeriod()})
 	if err != nil {

@@ -33,6 +33,10 @@ type Command struct {
 
 	// Files are its descriptors from 3 on. The caller closes them.
 	Files []*os.File
+
+	// Capabilities are those that it has, as far as this daemon has them; it
+	// never gets another one.
+	Capabilities []int
 }
 
 // gate is what a process is before it is admitted: a shell that becomes the
@@ -86,13 +90,14 @@ func executable(path string) error {
 	return nil
 }
 
-// start forks in the network namespace, on a thread that ends there.
+// start forks in the network namespace and with the command's capabilities, on a
+// thread that ends there.
 func start(c Command, netns string, in, out *os.File) (pid int, err error) {
-	if netns == "" {
-		return fork(c, in, out)
-	}
 	err = thread.Do(func() error {
 		if err := enter(netns); err != nil {
+			return err
+		}
+		if err := confine(c.Capabilities); err != nil {
 			return err
 		}
 		pid, err = fork(c, in, out)
@@ -102,6 +107,9 @@ func start(c Command, netns string, in, out *os.File) (pid int, err error) {
 }
 
 func enter(netns string) error {
+	if netns == "" {
+		return nil
+	}
 	f, err := os.Open(netns)
 	if err != nil {
 		return fmt.Errorf("open network namespace: %w", err)

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -47,16 +48,19 @@ func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bund
 	if len(rootfs) == 0 && c.Spec.Root != nil && filepath.IsAbs(c.Spec.Root.Path) {
 		rootfs = []mount.Mount{{Type: "bind", Source: c.Spec.Root.Path, Options: []string{"rbind"}}}
 	}
-	volumes := p.translate(c)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.detachAll(context.WithoutCancel(ctx), c.ID))
+		}
+	}()
+	if err := p.blockVolumes(ctx, c.ID, c.Spec.Linux); err != nil {
+		return b, err
+	}
 	mounts, disk, err := p.root(ctx, c.ID, rootfs)
 	if err != nil {
 		return b, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.detach(context.WithoutCancel(ctx), c.ID))
-		}
-	}()
+	volumes := p.translate(c)
 	if disk != "" {
 		c.Spec.Root = &specs.Root{Path: disk, Readonly: c.Spec.Root != nil && c.Spec.Root.Readonly}
 	}
@@ -95,25 +99,12 @@ func check(c *sandbox.Container) error {
 	return nil
 }
 
-// checkDevices finds devices that are this host's alone. Of a container that may
-// use all, the guest's agent fills in the guest's.
-func checkDevices(l *specs.Linux) error {
-	if l == nil || devices.All(l.Resources) {
-		return nil
-	}
-	for _, d := range l.Devices {
-		if !devices.Universal(d) {
-			return fmt.Errorf("its spec has the device %s (%s %d:%d), which is the host's, and the container is in a virtual machine: %w", d.Path, d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)
-		}
-	}
-	return nil
-}
-
 // volume is a file or directory of the host that a container has.
 type volume struct {
-	source   string
-	readOnly bool
-	private  bool // what is mounted below source later does not appear
+	source    string
+	readOnly  bool
+	recursive bool // readOnly is what is mounted below source, too
+	private   bool // what is mounted below source later does not appear
 }
 
 // volumeDir is the directory of a bundle where its volumes are, by number.
@@ -129,10 +120,16 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 			continue
 		}
 		s.Mounts[i].Source = filepath.Join(host.Bundle(Seen, c.ID), volumeDir, strconv.Itoa(len(volumes)))
-		volumes = append(volumes, volume{
-			source: m.Source, readOnly: slices.Contains(m.Options, "ro"),
+		v := volume{
+			source: m.Source, recursive: slices.Contains(m.Options, "rro"),
 			private: !slices.ContainsFunc(m.Options, followed),
-		})
+		}
+		v.readOnly = v.recursive || slices.Contains(m.Options, "ro")
+		if v.readOnly && !v.recursive && hasMounts(m.Source) {
+			// The guest's kernel would extend it to those. The host holds it.
+			s.Mounts[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "ro" })
+		}
+		volumes = append(volumes, v)
 	}
 	// The guest is the pod: what its containers share, the guest's own
 	// namespaces are.
@@ -168,6 +165,19 @@ func (p *pod) translate(c *sandbox.Container) []volume {
 		r.HugepageLimits = nil
 	}
 	return volumes
+}
+
+// hasMounts says whether there are mounts below a directory.
+func hasMounts(dir string) bool {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false // it is missing, and the mount will say so
+	}
+	below, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		found := strings.HasPrefix(m.Mountpoint, strings.TrimSuffix(real, "/")+"/")
+		return !found, found
+	})
+	return err == nil && len(below) > 0
 }
 
 // followed says whether a mount with that option has what is mounted below its
@@ -215,10 +225,14 @@ func (p *pod) mount(bundle string, volumes []volume) error {
 		if v.private {
 			attr.Propagation = unix.MS_PRIVATE
 		}
-		if v.readOnly {
+		var top uint64
+		switch {
+		case v.recursive:
 			attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+		case v.readOnly:
+			top = unix.MOUNT_ATTR_RDONLY
 		}
-		if err := bind(v.source, target, attr); err != nil {
+		if err := bind(v.source, target, attr, top); err != nil {
 			return err
 		}
 		fpVolume.Hit()
@@ -231,7 +245,7 @@ func (p *pod) Release(ctx context.Context, id string) error {
 	if err := identifiers.Validate(id); err != nil {
 		return err
 	}
-	if err := p.detach(ctx, id); err != nil {
+	if err := p.detachAll(ctx, id); err != nil {
 		return fmt.Errorf("release container %s: %w", id, err)
 	}
 	return p.release(id)

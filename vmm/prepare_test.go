@@ -93,16 +93,31 @@ func TestShare(t *testing.T) {
 		{Destination: "/kept", Type: "bind", Source: kept, Options: []string{"rbind", "ro"}},
 		{Destination: "/file", Source: file, Options: []string{"bind"}},
 		{Destination: "/proc", Type: "proc", Source: "proc"},
+		{Destination: "/all", Type: "bind", Source: kept, Options: []string{"rbind", "rro"}},
 	}
+	below := filepath.Join(kept, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("below", below, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(below, 0); err != nil {
+			t.Error(err)
+		}
+	})
 	bundle, err := p.Prepare(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := func(i int) string { return p.seen(t, c.Spec.Mounts[i].Source) }
 	for path, want := range map[string]error{
-		filepath.Join(at(0), "new"): nil,
-		filepath.Join(at(1), "new"): unix.EROFS,
-		at(2):                       nil,
+		filepath.Join(at(0), "new"):                       nil,
+		filepath.Join(at(1), "new"):                       unix.EROFS,
+		filepath.Join(at(1), "below/new"):                 nil,
+		filepath.Join(at(4), "below/new"):                 unix.EROFS,
+		at(2):                                             nil,
 		filepath.Join(p.seen(t, c.Spec.Root.Path), "new"): nil,
 		filepath.Join(p.seen(t, bundle.Path), "new"):      unix.EROFS,
 		p.seen(t, Seen+"/new"):                            unix.EROFS,
@@ -111,6 +126,9 @@ func TestShare(t *testing.T) {
 		if err := write(t, path); !errors.Is(err, want) {
 			t.Errorf("write %s: %v, want %v", path, err, want)
 		}
+	}
+	if slices.Contains(c.Spec.Mounts[1].Options, "ro") {
+		t.Error("the guest would not let write to what is mounted below a volume")
 	}
 	if b, err := os.ReadFile(at(2)); err != nil || string(b) != "text" {
 		t.Errorf("file: %q, %v", b, err)
@@ -204,8 +222,11 @@ func TestPrepareFails(t *testing.T) {
 			c.Spec.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "/no/such"}}
 		}, errdefs.IsFailedPrecondition},
 		"device of the host": {func(c *sandbox.Container) {
-			c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+			c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "c", Major: 8}}
 		}, errdefs.IsNotImplemented},
+		"block device that is gone": {func(c *sandbox.Container) {
+			c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 4095, Minor: 4095}}
+		}, errdefs.IsFailedPrecondition},
 		"hooks": {func(c *sandbox.Container) { c.Spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} }, errdefs.IsNotImplemented},
 	} {
 		c := container(t, "one")

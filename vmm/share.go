@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 var (
@@ -69,6 +70,11 @@ func (p *pod) share(ctx context.Context) ([]Share, error) {
 			"-o", "cache=auto", "-o", "sandbox=chroot", "-o", "xattr", "-o", "announce_submounts",
 		},
 		Files: []*os.File{listener},
+		// It acts for all users of the guest, in a root of its own.
+		Capabilities: []int{
+			unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_MKNOD,
+			unix.CAP_SETFCAP, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_SETUID, unix.CAP_SYS_CHROOT,
+		},
 	})
 	return []Share{s}, err
 }
@@ -87,18 +93,37 @@ func (p *pod) makeShare() error {
 	if err := host.MakeFiles(filepath.Join(share, podFiles), p.config, nil); err != nil {
 		return err
 	}
-	if err := bind(share, share, unix.MountAttr{Propagation: unix.MS_SHARED}); err != nil {
+	if err := bind(share, share, unix.MountAttr{Propagation: unix.MS_SHARED}, 0); err != nil {
 		return err
 	}
 	fpShareBind.Hit()
-	if err := bind(share, view, unix.MountAttr{Propagation: unix.MS_SLAVE, Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+	if err := bind(share, view, unix.MountAttr{Propagation: unix.MS_SLAVE, Attr_set: unix.MOUNT_ATTR_RDONLY}, 0); err != nil {
 		return err
 	}
 	fpShareView.Hit()
+	if err := p.shareModules(share); err != nil {
+		return err
+	}
 	// The pod's own files a container may write to, as in any pod. From here on
 	// they are the guest's: the daemon does not open them again.
 	files := filepath.Join(share, podFiles)
-	return bind(files, files, unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	return bind(files, files, unix.MountAttr{Propagation: unix.MS_PRIVATE}, 0)
+}
+
+// moduleFiles is the directory of the guest's kernel modules in the share.
+var moduleFiles = filepath.Base(api.Modules)
+
+// shareModules gives the guest the kernel modules that are beside its initramfs,
+// if there are any.
+func (p *pod) shareModules(share string) error {
+	source, target := filepath.Join(filepath.Dir(p.opts.Initrd), moduleFiles), filepath.Join(share, moduleFiles)
+	if _, err := os.Stat(source); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := os.Mkdir(target, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return bind(source, target, unix.MountAttr{Propagation: unix.MS_PRIVATE, Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOEXEC}, 0)
 }
 
 // removeShare undoes makeShare and whatever is mounted below. Idempotent.
@@ -113,18 +138,22 @@ func (p *pod) removeShare() error {
 			return err
 		}
 	}
-	return errors.Join(host.Unmount(filepath.Join(share, podFiles)), host.Unmount(view), host.Unmount(share))
+	return errors.Join(host.Unmount(filepath.Join(share, moduleFiles)), host.Unmount(filepath.Join(share, podFiles)), host.Unmount(view), host.Unmount(share))
 }
 
-// bind mounts source, and all below it, on target. Attributes and propagation
-// are set before it appears, in target and wherever that propagates to.
-func bind(source, target string, attr unix.MountAttr) error {
+// bind mounts source, and all below it, on target. Attributes and propagation,
+// and further attributes of source alone, are set before it appears, in target
+// and wherever that propagates to.
+func bind(source, target string, attr unix.MountAttr, top uint64) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return &os.PathError{Op: "open mount", Path: source, Err: err}
 	}
 	defer unix.Close(fd)
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return &os.PathError{Op: "set attributes of mount", Path: source, Err: err}
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: top}); err != nil {
 		return &os.PathError{Op: "set attributes of mount", Path: source, Err: err}
 	}
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {

@@ -40,12 +40,24 @@ const (
 )
 
 // roleOf makes PID 1 what it is, whatever the kernel's command line leaves it as
-// arguments.
-func roleOf([]string) func() error {
-	if os.Getpid() != 1 {
-		return nil
+// arguments. The kernel runs this program, too, when it lacks a module.
+func roleOf(args []string) func() error {
+	switch {
+	case os.Getpid() == 1:
+		return first
+	case len(args) == 3 && args[0] == "-q" && args[1] == "--": // kernel/kmod.c
+		return func() error { return load(args[2]) }
 	}
-	return first
+	return nil
+}
+
+// load is modprobe.
+func load(name string) error {
+	modules, err := guest.NewLibrary(api.Modules)
+	if err != nil {
+		return err
+	}
+	return modules.Request(name)
 }
 
 // first is PID 1. It must not return: the kernel would panic.

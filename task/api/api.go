@@ -19,6 +19,11 @@ const Port = 1024
 // ConsolePort of vsock: a guest's debug console is there, where it has one.
 const ConsolePort = 1025
 
+// Modules is a directory where a guest may have more kernel modules than its
+// initramfs, shared by the host, for what the kernel itself asks for: a container
+// that makes a bridge, say. It has files as package task/guest describes them.
+const Modules = "/run/kuasar/share/modules"
+
 // A guest's agent says hello once it listens, so that nobody has to ask whether
 // it does: HelloMagic and its Protocol, in network order. The connection has no
 // more than that.

@@ -722,7 +722,8 @@ type MountRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Serial number of the device; of a virtio disk it is what the VMM was given.
 	Serial string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
-	// Of the file system: "ext4", "erofs".
+	// Of the file system: "ext4", "erofs". If it is empty nothing is mounted, and
+	// the call only waits for the device.
 	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	// Where it is mounted; made if it is not there.
 	Target   string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
@@ -800,8 +801,10 @@ func (x *MountRequest) GetOptions() string {
 
 type MountResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of the device in the guest.
+	// The device in the guest: its path and its numbers.
 	Device        string `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Major         uint32 `protobuf:"varint,2,opt,name=major,proto3" json:"major,omitempty"`
+	Minor         uint32 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -841,6 +844,20 @@ func (x *MountResponse) GetDevice() string {
 		return x.Device
 	}
 	return ""
+}
+
+func (x *MountResponse) GetMajor() uint32 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *MountResponse) GetMinor() uint32 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
 }
 
 type UnmountRequest struct {
@@ -1248,9 +1265,11 @@ const file_guest_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\tR\x06target\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x18\n" +
-	"\aoptions\x18\x05 \x01(\tR\aoptions\"'\n" +
+	"\aoptions\x18\x05 \x01(\tR\aoptions\"S\n" +
 	"\rMountResponse\x12\x16\n" +
-	"\x06device\x18\x01 \x01(\tR\x06device\"(\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
+	"\x05major\x18\x02 \x01(\rR\x05major\x12\x14\n" +
+	"\x05minor\x18\x03 \x01(\rR\x05minor\"(\n" +
 	"\x0eUnmountRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\"\x11\n" +
 	"\x0fUnmountResponse\">\n" +

@@ -21,48 +21,56 @@ func (g *Guest) Mount(ctx context.Context, r *api.MountRequest) (*api.MountRespo
 		return nil, err
 	}
 	defer g.pass()
-	device, err := g.mount(ctx, r)
-	if err != nil {
-		return nil, fmt.Errorf("mount disk %s on %s: %w", r.Serial, r.Target, err)
+	device, err := g.find(ctx, r.Serial)
+	if err == nil && r.Type != "" {
+		err = g.mount(device, r)
 	}
-	return &api.MountResponse{Device: device}, nil
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Stat(device, &st)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", r.Serial, err)
+	}
+	return &api.MountResponse{Device: device, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, nil
 }
 
-func (g *Guest) mount(ctx context.Context, r *api.MountRequest) (string, error) {
-	if r.Serial == "" || r.Type == "" {
-		return "", invalid("serial %q, type %q: both are needed", r.Serial, r.Type)
+// find waits for a disk and returns its path.
+func (g *Guest) find(ctx context.Context, serial string) (string, error) {
+	if serial == "" {
+		return "", invalid("it has no serial number")
 	}
-	done, err := g.isMounted(r.Target, "disk "+r.Serial)
-	if err != nil {
-		return "", err
-	}
-	if err := g.modules.Load("virtio_blk", r.Type); err != nil {
+	if err := g.modules.Load("virtio_blk"); err != nil {
 		return "", err
 	}
 	var name string
-	err = await(ctx, func() (ok bool, err error) {
-		name, err = disk("/sys/block", r.Serial)
+	err := await(ctx, func() (ok bool, err error) {
+		name, err = disk("/sys/block", serial)
 		return name != "", err
 	})
-	if err != nil {
-		return "", err
+	return "/dev/" + name, err // devtmpfs has it before it is announced
+}
+
+func (g *Guest) mount(device string, r *api.MountRequest) error {
+	done, err := g.isMounted(r.Target, "disk "+r.Serial)
+	if done || err != nil {
+		return err
 	}
-	device := "/dev/" + name // devtmpfs has it before it is announced
-	if done {
-		return device, nil
+	if err := g.modules.Load(r.Type); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(r.Target, 0o755); err != nil {
-		return "", err
+		return err
 	}
 	var flags uintptr // root file systems are on it: devices and set-user-id programs too
 	if r.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
 	if err := unix.Mount(device, r.Target, r.Type, flags, r.Options); err != nil {
-		return "", fmt.Errorf("%s as %s: %w", device, r.Type, err)
+		return fmt.Errorf("mount %s as %s on %s: %w", device, r.Type, r.Target, err)
 	}
 	g.mounted[r.Target] = "disk " + r.Serial
-	return device, nil
+	return nil
 }
 
 // disk finds the block device with a serial number; "" is none.

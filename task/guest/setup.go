@@ -3,7 +3,9 @@ package guest
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -62,7 +64,15 @@ func (g *Guest) setup(ctx context.Context, r *api.SetupRequest) error {
 			return err
 		}
 	}
-	return nil
+	return serveModules(procSys)
+}
+
+// serveModules has the kernel ask the agent's program for modules that it lacks.
+func serveModules(sys string) error {
+	if _, err := os.Stat(filepath.Join(api.Modules, "order")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return setSysctl(sys, "kernel.modprobe", "/proc/1/exe")
 }
 
 // share mounts a directory of the host.

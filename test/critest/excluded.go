@@ -7,9 +7,25 @@ import "github.com/containerd-kuasar/containerd-kuasar/test/bed"
 // the cause. A case that passes must not be among them.
 type Exclusions map[string]map[string]string
 
-// excluded has the cases that are about programs of Linux, and what only they
-// can see or do.
-var excluded = Exclusions{bed.Wasm: causes(map[string][]string{
+// excluded of the Wasm sandboxer are the cases that are about programs of Linux,
+// and what only they can see or do; of virtual machines, those about the host.
+var excluded = Exclusions{bed.VMM: causes(map[string][]string{
+	"a guest has namespaces of its own; a pod that asks for the host's is refused": {
+		"Security Context NamespaceOption runtime should support HostIpc is true",
+		"Security Context NamespaceOption runtime should support HostNetwork is true",
+		"Security Context NamespaceOption runtime should support HostPID",
+		"Streaming runtime should support streaming interfaces runtime should support portforward in host network",
+	},
+	"a guest's users are not the host's; a pod that asks for a user namespace is refused": {
+		"Security Context UserNamespaces when Host idmap mount support is needed runtime should support NamespaceMode_POD",
+	},
+	"what a guest mounts stays there": {
+		"Container Mount Propagation runtime should support mount propagation mount with 'rshared' should support propagation from host to container and vice versa",
+	},
+	"the case removes on the host what is mounted below a volume, while a container has that": {
+		"Container Mount Readonly runtime should support readonly mounts should support recursive readonly mounts",
+	},
+}), bed.Wasm: causes(map[string][]string{
 	"the case runs images of Linux programs that critest names itself": {
 		"Image Identifier Consistency should return the same image identifier across all APIs [Conformance]",
 		"Image Identifier Consistency should return the same image identifier when pulled from different registries [Conformance]",

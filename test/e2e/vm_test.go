@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
@@ -59,11 +60,30 @@ func TestBlockVM(t *testing.T) {
 	n.must(c.Stop(n.ctx, 0))
 	n.must(c.Remove(n.ctx))
 	contains(t, "root of the next", n.exec(n.run(p, nil), "grep ' / ' /proc/mounts"), "/dev/vd")
+	n.blockVolume(p)
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	n.must(err)
 	if strings.Contains(string(mounts), "/dev/loop") {
 		t.Errorf("the host has mounted it, too:\n%s", mounts)
 	}
+}
+
+// blockVolume gives a container a block device of the host's.
+func (n *fixture) blockVolume(p *bed.Pod) {
+	n.t.Helper()
+	image := filepath.Join(n.t.TempDir(), "image")
+	n.must(os.WriteFile(image, append([]byte("of the host\n"), make([]byte, 1<<20)...), 0o600))
+	loop, err := mount.AttachLoopDevice(image)
+	n.must(err)
+	defer func() { n.must(mount.DetachLoopDevice(loop)) }()
+	c := n.run(p, func(c *runtime.ContainerConfig) {
+		c.Devices = []*runtime.Device{{HostPath: loop, ContainerPath: "/dev/volume", Permissions: "rwm"}}
+	})
+	equal(n.t, "block volume", n.exec(c, "head -n1 /dev/volume"), "of the host")
+	n.exec(c, "echo of the guest | dd of=/dev/volume conv=notrunc,fsync 2>/dev/null")
+	equal(n.t, "block volume on the host", strings.SplitN(text(n.t, image), "\n", 2)[0], "of the guest")
+	n.must(c.Stop(n.ctx, 0))
+	n.must(c.Remove(n.ctx))
 }
 
 // Containers that share the pod's pid namespace are beside the machine's first

@@ -51,7 +51,7 @@ func mounted(t *testing.T, dir, kind, options string) {
 	})
 }
 
-func text(t *testing.T, path string) string {
+func text(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {

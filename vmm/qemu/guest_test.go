@@ -62,7 +62,9 @@ func TestGuest(t *testing.T) {
 		"ContainersAreKept": containersAreKept,
 		"NamesRepeat":       namesRepeat,
 		"RootIsDisk":        rootIsDisk,
+		"VolumesAreDisks":   volumesAreDisks,
 		"PodIsSet":          podIsSet,
+		"ModulesComeLater":  modulesComeLater,
 		"PodHasNetwork":     podHasNetwork,
 		"VerbsRepeat":       verbsRepeat,
 		"VerbsRefuse":       verbsRefuse,
@@ -431,6 +433,19 @@ func podIsSet(b *box) {
 	}
 }
 
+// modulesComeLater has a container ask the kernel for what it has not loaded.
+func modulesComeLater(b *box) {
+	c := b.create("modules", `
+		ip link add br0 type bridge && ip link add v0 type veth peer name v1 && brctl addif br0 v0 && ls /sys/class/net/br0/brif >/out/members
+		ip link add w0 type nonsense 2>/dev/null && exit 9
+		brctl delif br0 v0; ip link del v0; ip link del br0
+	`, oci.WithAddedCapabilities([]string{"CAP_NET_ADMIN"})).start()
+	if got := c.wait(); got != 0 {
+		b.Errorf("exit status %d", got)
+	}
+	b.same("members of the bridge", c.read("members"), "v0")
+}
+
 // podHasNetwork has a container answer the host, and ask it.
 func podHasNetwork(b *box) {
 	c := b.create("net", `
@@ -554,5 +569,55 @@ func rootIsDisk(b *box) {
 	}
 	if got := c.read("mount"); strings.Contains(got, "/dev/vd") {
 		b.Errorf("root is %q", got)
+	}
+}
+
+// volumesAreDisks has block devices of the host be a container's, one of them to
+// read only.
+func volumesAreDisks(b *box) {
+	var devices []specs.LinuxDevice
+	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+	images := make([]string, 2)
+	for i, access := range []string{"rwm", "r"} {
+		images[i] = filepath.Join(b.TempDir(), "image")
+		b.must(os.WriteFile(images[i], append([]byte(fmt.Sprintln("volume", i)), make([]byte, 1<<20)...), 0o600))
+		loop, err := mount.AttachLoopDevice(images[i])
+		b.must(err)
+		b.Cleanup(func() { b.must(mount.DetachLoopDevice(loop)) })
+		var st unix.Stat_t
+		b.must(unix.Stat(loop, &st))
+		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+		devices = append(devices, specs.LinuxDevice{Path: fmt.Sprintf("/dev/volume%d", i), Type: "b", Major: major, Minor: minor})
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Major: &major, Minor: &minor, Access: access})
+	}
+	volumes := func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+		s.Linux.Devices = append(s.Linux.Devices, devices...)
+		s.Linux.Resources.Devices = rules
+		return nil
+	}
+	c := b.create("volumes", `
+		head -n1 /dev/volume0 >/out/first
+		head -n1 /dev/volume1 >/out/second
+		echo written | dd of=/dev/volume0 conv=notrunc,fsync || exit 1
+		echo written | dd of=/dev/volume1 conv=notrunc 2>/out/refused && exit 2
+		exit 0
+	`, volumes).start()
+	if got := c.wait(); got != 0 {
+		b.Errorf("exit status %d", got)
+	}
+	b.same("first volume", c.read("first"), "volume 0")
+	b.same("second volume", c.read("second"), "volume 1")
+	if got := c.read("refused"); !strings.Contains(got, "not permitted") && !strings.Contains(got, "Read-only") {
+		b.Errorf("writing to the second: %q", got)
+	}
+	c.remove()
+	written, err := os.ReadFile(images[0])
+	b.must(err)
+	b.same("first volume on the host", strings.SplitN(string(written), "\n", 2)[0], "written")
+
+	devices[0].Minor += 1000
+	missing := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{Devices: devices[:1]}}
+	if _, err := b.Prepare(b.ctx, &sandbox.Container{ID: "missing", Spec: missing}); !errdefs.IsFailedPrecondition(err) {
+		b.Errorf("a device that the host has not: %v", err)
 	}
 }
