@@ -31,7 +31,7 @@ func TestClones(t *testing.T) {
 	first.remove()
 	first.must(n.backend.Templates.Settled(n.ctx))
 
-	one := n.newBox(t, "one")
+	one := n.newBox(t, "pod")
 	one.isClone(true)
 	its := one.own()
 	other := n.newBox(t, "other")
@@ -70,7 +70,7 @@ func (b *box) isClone(want bool) {
 func (b *box) own() map[string]string {
 	b.Helper()
 	own := map[string]string{}
-	for _, line := range strings.Split(b.run("own", `
+	c := b.create("own", `exec >/out/text
 		echo boot id: $(cat /proc/sys/kernel/random/boot_id)
 		echo uuid: $(cat /proc/sys/kernel/random/uuid)
 		echo random bytes: $(head -c 16 /dev/urandom | od -An -tx1)
@@ -78,10 +78,15 @@ func (b *box) own() map[string]string {
 		echo hostname: $(hostname)
 		echo MAC: $(cat /sys/class/net/eth0/address)
 		echo link-local address: $(grep ^fe80 /proc/net/if_inet6)
-	`), "\n") {
+	`).start()
+	if got := c.wait(); got != 0 {
+		b.Errorf("exit status %d", got)
+	}
+	for _, line := range strings.Split(c.read("text"), "\n") {
 		what, value, _ := strings.Cut(line, ": ")
 		own[what] = value
 	}
+	c.remove()
 	saved, err := b.Save()
 	b.must(err)
 	var state struct{ CID uint32 }
