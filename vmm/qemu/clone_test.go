@@ -25,7 +25,7 @@ func TestClones(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.backend.Defaults.Templates = true
+	n.backend.Defaults.Templates, n.backend.Defaults.Debug = true, true
 	first := n.newBox(t, "first")
 	first.isClone(false)
 	first.remove()
@@ -69,7 +69,7 @@ func (b *box) isClone(want bool) {
 // own is what no other machine has, by name.
 func (b *box) own() map[string]string {
 	b.Helper()
-	own := map[string]string{}
+	own := map[string]string{"first random number": b.console("cat", "/proc/sys/kernel/random/uuid")}
 	c := b.create("own", `exec >/out/text
 		echo boot id: $(cat /proc/sys/kernel/random/boot_id)
 		echo uuid: $(cat /proc/sys/kernel/random/uuid)
@@ -95,4 +95,17 @@ func (b *box) own() map[string]string {
 		own["CID"] = fmt.Sprint(state.CID)
 	}
 	return own
+}
+
+// console runs a command of the guest's debug console. It takes no container's
+// start, in which the guest's kernel may gather what makes it another.
+func (b *box) console(args ...string) string {
+	b.Helper()
+	saved, err := b.Save()
+	b.must(err)
+	r, err := vmm.ReadRecord(b.dir, saved)
+	b.must(err)
+	var out strings.Builder
+	b.must(r.Run(b.ctx, args, &out))
+	return out.String()
 }

@@ -112,10 +112,10 @@ func newNode(t *testing.T) *node {
 
 // newBox runs a pod until the test ends.
 func (n *node) newBox(t *testing.T, id string) *box {
-	b := &box{T: t, ctx: n.ctx, dir: n.dir}
+	b := &box{T: t, ctx: n.ctx, dir: filepath.Join(n.dir, id)}
 	b.host, b.netns = newNetwork(t)
 	spec := sandbox.Spec{
-		ID: id, Namespace: "test", Dir: filepath.Join(n.dir, id), NetNS: b.netns, CreatedAt: time.Now(),
+		ID: id, Namespace: "test", Dir: b.dir, NetNS: b.netns, CreatedAt: time.Now(),
 		Config: &runtime.PodSandboxConfig{Hostname: "name-of-" + id, Linux: &runtime.LinuxPodSandboxConfig{
 			CgroupParent: vmmtest.Group, Sysctls: map[string]string{"kernel.msgmax": "16384"},
 		}},
