@@ -81,7 +81,7 @@ func (r *Runtime) Exec(ctx context.Context, ref server.Ref, p server.Process) (s
 	spec, err := read(ref)
 	var program *program
 	if err == nil {
-		program, err = r.program(ctx, ref, spec, p.Exec)
+		program, err = r.program(ctx, ref, spec, deaf(p.Exec))
 	}
 	if errdefs.IsNotFound(err) || errors.Is(err, binary.ErrNoModule) {
 		err = fmt.Errorf("%w: only modules of the container's can run: %v", errdefs.ErrNotImplemented, err)
@@ -146,11 +146,24 @@ type program struct {
 	score   *int // of the OOM killer
 }
 
+// listens says whether an environment variable asks for listeners.
+func listens(env string) bool { return strings.HasPrefix(env, engine.Listen+"=") }
+
+// deaf is a process without listeners: the container's first one has them.
+func deaf(p *specs.Process) *specs.Process {
+	q := *p
+	q.Env = slices.DeleteFunc(slices.Clone(p.Env), listens)
+	return &q
+}
+
 // program prepares a process of the container's.
 func (r *Runtime) program(ctx context.Context, ref server.Ref, spec *specs.Spec, process *specs.Process) (*program, error) {
 	o, err := engine.Parse(ref.Options)
 	if err != nil {
 		return nil, err
+	}
+	if o.Engine != engine.Wazero && slices.ContainsFunc(process.Env, listens) {
+		return nil, fmt.Errorf("%s is for modules on %s, and this one runs on %s, which has no listeners to give: %w", engine.Listen, engine.Wazero, o.Engine, errdefs.ErrInvalidArgument)
 	}
 	if err := settle(ref.Bundle, spec, process); err != nil {
 		return nil, err

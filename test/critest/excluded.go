@@ -23,6 +23,7 @@ var excluded = Exclusions{bed.VMM: causes(map[string][]string{
 		"Container Mount Propagation runtime should support mount propagation mount with 'rshared' should support propagation from host to container and vice versa",
 	},
 	"the case removes on the host what is mounted below a volume, while a container has that": {
+		"Container Mount Readonly runtime should support readonly mounts should support non-recursive readonly mounts",
 		"Container Mount Readonly runtime should support readonly mounts should support recursive readonly mounts",
 	},
 }), bed.Wasm: causes(map[string][]string{

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"io"
+	"net"
 	"strings"
 	"testing"
 
@@ -112,6 +114,64 @@ func TestModuleExec(t *testing.T) {
 		}
 		contains(t, "a program", err.Error(), "only modules of the container's can run")
 	})
+}
+
+// TestModuleServes has modules take connections in their pod's network.
+func TestModuleServes(t *testing.T) {
+	b := newBed(t, bed.Options{})
+	if err := b.Pull(t.Context(), images.Probe); err != nil {
+		t.Fatal(err)
+	}
+	listening := func(c *runtime.ContainerConfig) {
+		probe("serve", "4")(c)
+		c.Envs = []*runtime.KeyValue{{Key: "KUASAR_LISTEN", Value: []byte("8080")}}
+	}
+	for engine, change := range map[string]func(*runtime.ContainerConfig){
+		"wazero": listening,
+		"wasmedge": func(c *runtime.ContainerConfig) {
+			probe("8080")(c)
+			c.Command = []string{"/serve.wasm"}
+		},
+	} {
+		t.Run(engine, func(t *testing.T) {
+			bed.RequireEngine(t, engine)
+			n := on(t, b, bed.Wasm)
+			p := n.pod(choose(engine))
+			k := n.run(p, change)
+			n.must(k.AwaitLog(n.ctx, "listening"))
+			status, err := p.Status(n.ctx)
+			n.must(err)
+			for range 3 {
+				equal(t, "answer", n.ask(status.Network.Ip+":8080"), "served\n")
+			}
+			if engine == "wazero" { // what it listens to is not another module's, too
+				equal(t, "exec", n.crictl("exec", "--sync", k.ID, "/probe.wasm", "args", "beside"), "beside")
+			}
+			n.must(k.Stop(n.ctx, 0))
+		})
+	}
+	t.Run("wasmtime", func(t *testing.T) {
+		n := on(t, b, bed.Wasm)
+		k, err := n.pod(choose("wasmtime")).Create(n.ctx, listening)
+		n.must(err)
+		if err := k.Start(n.ctx); err == nil || !strings.Contains(err.Error(), "is for modules on wazero") {
+			t.Errorf("start: %v", err)
+		}
+	})
+}
+
+// ask is what a server says.
+func (n *fixture) ask(address string) string {
+	n.t.Helper()
+	c, err := (&net.Dialer{}).DialContext(n.ctx, "tcp", address)
+	n.must(err)
+	defer c.Close()
+	if until, ok := n.ctx.Deadline(); ok {
+		n.must(c.SetDeadline(until))
+	}
+	text, err := io.ReadAll(c)
+	n.must(err)
+	return string(text)
 }
 
 // TestModuleRefused holds that who starts what cannot run is told why, once at

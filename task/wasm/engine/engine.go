@@ -26,6 +26,13 @@ const (
 // Names of all engines, the default first.
 var Names = []string{Wazero, Wasmtime, WasmEdge}
 
+// Listen is the environment variable of a container that names the TCP addresses
+// where its module takes connections, separated by commas: "8080",
+// "127.0.0.1:8080,9090". WASI preview 1 can accept connections, but neither open
+// sockets nor say where they are: the module finds each listener as a descriptor,
+// in that order, from 4 on. Only Wazero has that.
+const Listen = "KUASAR_LISTEN"
+
 // Check finds names of no engine.
 func Check(name string) error {
 	if slices.Contains(Names, name) {

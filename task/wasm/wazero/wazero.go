@@ -70,6 +70,8 @@ func runtime(ctx context.Context, dir string, memory int64) (wazero.Runtime, waz
 type module struct {
 	runtime  wazero.Runtime
 	compiled wazero.CompiledModule
+
+	listeners context.Context // has them, as wazero takes them
 }
 
 // Load opens what Compile has written. It refuses a module that is no program,
@@ -84,7 +86,11 @@ func Load(dir string, p runner.Process) (runner.Module, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &module{runtime: r}
+	listeners, err := listening(ctx, p.Env)
+	if err != nil {
+		return nil, err
+	}
+	m := &module{runtime: r, listeners: listeners}
 	wasi, err := wasi_snapshot_preview1.NewBuilder(r).Compile(ctx)
 	if err == nil {
 		_, err = r.InstantiateModule(ctx, wasi, wazero.NewModuleConfig())
@@ -128,7 +134,7 @@ func (m *module) Run(p runner.Process) (int, error) {
 	// A fifth of what was read and decoded is not needed any more; nobody has to
 	// wait for its return.
 	go debug.FreeOSMemory()
-	ctx := experimental.WithMemoryAllocator(context.Background(), experimental.MemoryAllocatorFunc(allocate))
+	ctx := experimental.WithMemoryAllocator(m.listeners, experimental.MemoryAllocatorFunc(allocate))
 	_, err := m.runtime.InstantiateModule(ctx, m.compiled, config(p))
 	var exit *sys.ExitError
 	switch {

@@ -34,6 +34,7 @@ var commands = map[string]func(args []string) error{
 	"loop":   loop,
 	"panic":  func([]string) error { panic("as asked") },
 	"repeat": repeat,
+	"serve":  serve,
 }
 
 func main() {
