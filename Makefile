@@ -79,7 +79,6 @@ LAB := ./internal/cgroup ./internal/pidfd ./task/container ./task/oom ./task/sta
 LABTESTS := $(CURDIR)/build/lab/tests
 # Built without the race detector: the machine is slow enough.
 TESTLAB := cd test/e2e && KUASAR_TEST_DAEMON=$(CURDIR)/bin/containerd-kuasar $(LABTESTS)/e2e.test -test.run TestLab -test.v
-AGENT := KUASAR_TEST_AGENT=$(CURDIR)/bin/kuasar-task $(LABTESTS)/kuasar-task.test -test.run TestCheckpoint -test.v
 
 .PHONY: lab-pods
 lab-pods: bed ## test pods on KVM, vhost-vsock and cgroup v2, in an emulated machine
@@ -90,8 +89,8 @@ lab-pods: bed ## test pods on KVM, vhost-vsock and cgroup v2, in an emulated mac
 
 .PHONY: lab
 lab: lab-pods ## all that is tested there: systemd, more of machines, the tests beside the code on its kernel
-	@$(GO) test -c -o $(LABTESTS)/ $(LAB) ./cmd/kuasar-task
-	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done; cd cmd/kuasar-task; $(AGENT)'
+	@$(GO) test -c -o $(LABTESTS)/ $(LAB)
+	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done'
 	@KUASAR_HANDLERS=kuasar-vmm build/lab/lab -timeout 10m -- sh -ec '$(TESTLAB)'
 	@KUASAR_HANDLERS=kuasar-runc build/lab/lab -timeout 10m -systemd -- sh -ec '$(TESTLAB)'
 

@@ -14,8 +14,8 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 )
 
-// TestCheckpoint checkpoints a container through CRI, which this containerd cannot
-// restore; TestCheckpoint of cmd/kuasar-task does.
+// TestCheckpoint checkpoints a container through CRI, which in this containerd
+// cannot restore it.
 func TestCheckpoint(t *testing.T) {
 	// An old criu does not work on a new kernel.
 	if out, err := exec.CommandContext(t.Context(), "criu", "check").CombinedOutput(); err != nil {

@@ -10,9 +10,6 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 )
 
-// lab is the environment variable that says that KVM works here; see test/lab.
-const lab = "KUASAR_LAB"
-
 // Whatever is true here, it is found out once.
 func TestProve(t *testing.T) {
 	o := options(t)
@@ -20,9 +17,6 @@ func TestProve(t *testing.T) {
 	c := vmm.Config{Kernel: o.Kernel, Initrd: o.Initrd}
 	runs := NewProver(dir).Prove(t.Context(), c)
 	t.Logf("KVM boots a guest: %t", runs)
-	if os.Getenv(lab) != "" && !runs {
-		t.Error("in the lab it does")
-	}
 	began := time.Now()
 	if again := NewProver(dir).Prove(t.Context(), c); again != runs {
 		t.Errorf("first %t, then %t", runs, again)
