@@ -132,6 +132,7 @@ func TestClonesVM(t *testing.T) {
 	bed.RequireVMM(t)
 	n := on(t, newBed(t, bed.Options{}), bed.VMMClone)
 	n.must(n.Templated(n.ctx))
+	crictlLife(t, n)
 	start := func() (*bed.Container, map[string]string) {
 		p := n.pod(nil)
 		if n.sandboxes()[p.ID].Template == "" {
@@ -151,7 +152,6 @@ func TestClonesVM(t *testing.T) {
 		}
 	}
 	equal(t, "what is the first one's own after a restart of the daemon", n.own(one)["boot id"], its["boot id"])
-	crictlLife(t, n)
 	if log := n.Log(0); strings.Contains(log, "pods boot, which is slower") || strings.Count(log, "template made") != 1 {
 		t.Errorf("the log:\n%s", log)
 	}
