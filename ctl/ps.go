@@ -26,10 +26,11 @@ type Sandbox struct {
 	Reason       string      `json:"reason,omitempty"` // why it is quarantined, or its records cannot be read
 	VMM          string      `json:"vmm,omitempty"`
 	Acceleration string      `json:"acceleration,omitempty"`
-	Debug        bool        `json:"debug,omitempty"`  // its guest has a debug console
-	Pid          uint32      `json:"pid,omitempty"`    // of the process that stands for it
-	VCPUs        uint32      `json:"vcpus,omitempty"`  // of a machine
-	Memory       uint64      `json:"memory,omitempty"` // of a machine, in bytes
+	Template     string      `json:"template,omitempty"` // its machine is a clone of
+	Debug        bool        `json:"debug,omitempty"`    // its guest has a debug console
+	Pid          uint32      `json:"pid,omitempty"`      // of the process that stands for it
+	VCPUs        uint32      `json:"vcpus,omitempty"`    // of a machine
+	Memory       uint64      `json:"memory,omitempty"`   // of a machine, in bytes
 	CreatedAt    time.Time   `json:"createdAt"`
 	Containers   []Container `json:"containers"`
 }
@@ -102,7 +103,7 @@ func (s *Sandbox) take(r recorded) {
 		s.Reason = err.Error()
 		return
 	}
-	s.VMM, s.Acceleration, s.Debug = m.Hypervisor, string(m.Accel), m.Debug()
+	s.VMM, s.Acceleration, s.Template, s.Debug = m.Hypervisor, string(m.Accel), m.Template, m.Debug()
 	s.Pid, s.VCPUs, s.Memory = uint32(m.Pid), m.CPUs, m.Memory
 }
 

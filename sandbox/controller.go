@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -68,21 +69,26 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	return c, nil
 }
 
-// Close ends the Controller. Sandboxes run on, for the next one to recover.
+// Close ends the Controller, and its backend if that is an io.Closer. Sandboxes
+// run on, for the next one to recover.
 func (c *Controller) Close() error {
 	c.mu.Lock()
 	c.stop()
 	c.mu.Unlock()
+	var failed error
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		c.work.Wait()
+		if b, ok := c.cfg.Backend.(io.Closer); ok {
+			failed = b.Close()
+		}
 	}()
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
 	select {
 	case <-ended:
-		return nil
+		return failed
 	case <-timer.C:
 		return fmt.Errorf("close sandboxer %s: its backend does not let go of a sandbox: %w", c.cfg.Name, errdefs.ErrUnavailable)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -34,10 +35,24 @@ type Backend struct {
 	// seconds the first time; nil is no.
 	Prove func(ctx context.Context, c Config) bool
 
+	// Templates are what pods are cloned from; nil if all boot.
+	Templates *Templates
+
 	hub hub
 }
 
-var _ sandbox.Backend = (*Backend)(nil)
+var (
+	_ sandbox.Backend = (*Backend)(nil)
+	_ io.Closer       = (*Backend)(nil)
+)
+
+// Close gives up what is done in the background. Pods run on.
+func (b *Backend) Close() error {
+	if b.Templates == nil {
+		return nil
+	}
+	return b.Templates.Close()
+}
 
 // Create implements sandbox.Backend.
 func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {

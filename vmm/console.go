@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"sync"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 // console takes what the guest's kernel prints while it starts, for the error if
@@ -12,6 +14,7 @@ import (
 // whatever the VMM has to write to it is dropped.
 type console struct {
 	in, out *os.File
+	ready   chan struct{} // closed when a template's agent can be saved
 
 	mu   sync.Mutex
 	last []byte
@@ -22,7 +25,7 @@ func newConsole() (*console, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the guest's console: %w", err)
 	}
-	c := &console{in: in, out: out}
+	c := &console{in: in, out: out, ready: make(chan struct{})}
 	go c.read()
 	return c, nil
 }
@@ -30,13 +33,17 @@ func newConsole() (*console, error) {
 // read ends with close.
 func (c *console) read() {
 	b := make([]byte, 4096)
-	for {
+	for ready := false; ; {
 		n, err := c.in.Read(b)
 		if err != nil {
 			return
 		}
 		c.mu.Lock()
 		c.last = append(c.last, b[:n]...)
+		if !ready && bytes.Contains(c.last, []byte(api.TemplateReady)) {
+			ready = true
+			close(c.ready)
+		}
 		c.last = c.last[max(0, len(c.last)-tailSize):]
 		c.mu.Unlock()
 	}

@@ -15,6 +15,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == doomedDaemon {
 		os.Exit(doom(os.Args[2]))
 	}
+	if len(os.Args) == 3 && os.Args[1] == doomedTemplate {
+		os.Exit(doomTemplate(os.Args[2]))
+	}
 	if os.Getenv(failpoint.Env) != "" && len(os.Args) == 2 {
 		os.Exit(vmm.Doomed(os.Args[1]))
 	}

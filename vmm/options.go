@@ -41,6 +41,9 @@ type Options struct {
 
 	BootTimeout time.Duration // from the VMM's start to the agent's hello
 
+	// Templates are for machines that are cloned from one that has booted.
+	Templates bool
+
 	// Debug opens the guest's debug console to this host's root.
 	Debug bool
 
@@ -97,7 +100,8 @@ var keys = map[string]struct {
 	"vsock":         {set: choice(func(o *Options) *string { return &o.Vsock }, AutoVsock, VhostVsock, UserVsock)},
 	"vsock_path":    {set: file(func(o *Options) *string { return &o.VsockPath }), host: true},
 	"boot_timeout":  {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
-	"debug":         {set: setDebug},
+	"debug":         {set: truth(func(o *Options) *bool { return &o.Debug })},
+	"templates":     {set: truth(func(o *Options) *bool { return &o.Templates })},
 	"allow":         {set: allow, host: true},
 }
 
@@ -191,19 +195,6 @@ func setAccel(o *Options, v any) error {
 	return err
 }
 
-// setDebug takes a boolean also as text, as number does.
-func setDebug(o *Options, v any) error {
-	switch v {
-	case true, "true":
-		o.Debug = true
-	case false, "false":
-		o.Debug = false
-	default:
-		return fmt.Errorf("it must be true or false")
-	}
-	return nil
-}
-
 // number takes one also as text, since annotations are that.
 func number(least, most int64, set func(*Options, int64)) key {
 	return func(o *Options, v any) error {
@@ -216,6 +207,21 @@ func number(least, most int64, set func(*Options, int64)) key {
 			return fmt.Errorf("it must be a number from %d to %d", least, most)
 		}
 		set(o, n)
+		return nil
+	}
+}
+
+// truth takes one also as text.
+func truth(at func(*Options) *bool) key {
+	return func(o *Options, v any) error {
+		b, ok := v.(bool)
+		if s, is := v.(string); is {
+			b, ok = s == "true", s == "true" || s == "false"
+		}
+		if !ok {
+			return fmt.Errorf("it must be true or false")
+		}
+		*at(o) = b
 		return nil
 	}
 }

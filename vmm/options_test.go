@@ -40,11 +40,12 @@ vsock = "user"
 vsock_path = "/d"
 boot_timeout = 5
 debug = true
+templates = true
 allow = ["memory"]`,
 			want: Options{
 				Hypervisor: "other", Path: "/q", Machine: "m", Accel: TCG, Kernel: "/k", Initrd: "/i", KernelParams: "a b",
 				VCPUs: 2, Memory: 512 << 20, Overhead: 100 << 20, Virtiofsd: "/v", Vsock: UserVsock, VsockPath: "/d",
-				BootTimeout: 5 * time.Second, Debug: true, Allow: []string{"memory"},
+				BootTimeout: 5 * time.Second, Debug: true, Templates: true, Allow: []string{"memory"},
 			},
 		},
 		"annotations": {

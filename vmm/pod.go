@@ -75,6 +75,7 @@ type pod struct {
 	control   VM
 	transport transport
 	client    *task.Client
+	trial     *trial  // of a clone; nil otherwise
 	keeper    *keeper // of the transport, if it needs one
 }
 
@@ -91,7 +92,8 @@ type state struct {
 	CPUs       uint32 `json:"cpus"`
 	Memory     uint64 `json:"memory"`
 	Slots      int    `json:"slots"`
-	Key        []byte `json:"key,omitempty"` // of the debug console, if it is on
+	Key        []byte `json:"key,omitempty"`      // of the debug console, if it is on
+	Template   string `json:"template,omitempty"` // the machine is a clone of
 }
 
 // Save implements sandbox.Sandbox.
@@ -129,12 +131,17 @@ func (p *pod) end(e sandbox.Exit) (first bool) {
 
 // Pid implements sandbox.Processer: the VMM.
 func (p *pod) Pid() uint32 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if q, ok := p.state.Processes[roleVMM]; ok {
+	if q := p.process(roleVMM); q.Pid != 0 {
 		return uint32(q.Pid)
 	}
 	return uint32(os.Getpid())
+}
+
+// process is one of the pod's, zero if there is none.
+func (p *pod) process(role string) Process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state.Processes[role]
 }
 
 // launch starts one of the pod's processes.
@@ -168,7 +175,10 @@ func (p *pod) admit(ctx context.Context, role string, q Process) error {
 
 // take follows one of the pod's processes.
 func (p *pod) take(role string, q Process) error {
-	r, err := follow(p.backend.Reaper, q, func(e pidfd.Exit) { p.died(role, e) })
+	p.mu.Lock()
+	t := p.trial
+	p.mu.Unlock()
+	r, err := follow(p.backend.Reaper, q, func(e pidfd.Exit) { p.ended(t, role, e) })
 	if err != nil {
 		return err
 	}
@@ -214,8 +224,10 @@ func (p *pod) report(role string, e pidfd.Exit) {
 }
 
 // fell kills what is left of a pod that is over, and waits for nothing.
-func (p *pod) fell() {
-	for _, q := range p.living() {
+func (p *pod) fell() { slay(p.living()) }
+
+func slay(procs map[string]*proc) {
+	for _, q := range procs {
 		_ = pidfd.Signal(q.file, unix.SIGKILL)
 	}
 }

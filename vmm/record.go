@@ -34,6 +34,7 @@ type Record struct {
 	CPUs       uint32
 	Memory     uint64 // bytes
 	Pid        int    // of the VMM; 0 before it was started
+	Template   string // which it is a clone of; empty if it has booted
 
 	dir   string
 	state state
@@ -47,6 +48,7 @@ func ReadRecord(dir string, saved json.RawMessage) (Record, error) {
 	}
 	s := r.state
 	r.Hypervisor, r.Accel, r.CPUs, r.Memory, r.Pid = s.Hypervisor, s.Accel, s.CPUs, s.Memory, s.Processes[roleVMM].Pid
+	r.Template = s.Template
 	return r, nil
 }
 

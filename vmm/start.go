@@ -29,40 +29,53 @@ const undoTime = 10 * time.Second
 
 // Start implements sandbox.Sandbox.
 func (p *pod) Start(ctx context.Context) error {
-	err := p.boot(ctx)
+	err := p.start(ctx)
 	if err == nil {
 		p.mu.Lock()
 		p.config, p.state.Started = nil, true
 		p.mu.Unlock()
 		return nil
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
-	return errors.Join(fmt.Errorf("start pod %s: %w", p.id, err), p.clear(undo), p.removeShare())
+	return errors.Join(fmt.Errorf("start pod %s: %w", p.id, err), p.undo(ctx))
 }
 
-// boot runs the machine until its agent is ready. What can be done at once is.
-func (p *pod) boot(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.opts.BootTimeout, fmt.Errorf("the guest was not ready within %v (boot_timeout): raise that if this node is slow: %w", p.opts.BootTimeout, context.DeadlineExceeded))
-	defer cancel()
+// boot runs the machine until its agent is ready. If it may be a clone, and there
+// is a template, that is on trial: the caller passes it.
+func (p *pod) boot(ctx context.Context, clone bool) (t *trial, err error) {
 	if err := p.begin(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.Mkdir(p.vm, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
+		return nil, err
 	}
 	if err := p.accelerate(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	c := p.machine()
 	c.Launch = func(ctx context.Context, c Command) error { return p.launch(ctx, roleVMM, c) }
+	c.Process = func() Process { return p.process(roleVMM) }
 	console, err := newConsole()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer console.close()
 	c.Console = console.out
+	within := p.opts.BootTimeout
+	if clone {
+		if t = p.template(ctx, c); t != nil {
+			within /= cloneShare
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the guest was not ready within %v (boot_timeout): raise that if this node is slow: %w", within, context.DeadlineExceeded))
+	defer cancel()
+	if err := p.assemble(ctx, c, t); err != nil {
+		return t, fmt.Errorf("%w%s", err, console.tail())
+	}
+	return t, nil
+}
 
+// assemble runs the machine and all that it needs. What can be done at once is.
+func (p *pod) assemble(ctx context.Context, c Config, t *trial) error {
 	var l link
 	defer l.close()
 	defer func() { release(c.NICs) }()
@@ -82,7 +95,7 @@ func (p *pod) boot(ctx context.Context) error {
 	}
 	fpShared.Hit()
 	c.Vsock = l.device
-	vm, err := p.driver.Start(ctx, c)
+	vm, err := p.begun(ctx, c, t)
 	if err != nil {
 		return err
 	}
@@ -91,13 +104,18 @@ func (p *pod) boot(ctx context.Context) error {
 	p.control, p.transport = vm, l.transport
 	p.mu.Unlock()
 	if err := p.greet(ctx, l.hello); err != nil {
-		return fmt.Errorf("%w%s%s", err, p.tail(roleVMM), console.tail())
+		return fmt.Errorf("%w%s", err, p.tail(roleVMM))
 	}
 	fpHello.Hit()
 	if err := p.setup(ctx, interfaces); err != nil {
 		return err
 	}
 	fpSetup.Hit()
+	if t != nil {
+		if err := p.settle(t); err != nil {
+			return err
+		}
+	}
 	p.offer()
 	return nil
 }
@@ -129,7 +147,7 @@ func (p *pod) greet(ctx context.Context, l net.Listener) error {
 	select {
 	case err = <-heard:
 		return err
-	case <-p.over:
+	case <-p.lost():
 		err = fmt.Errorf("the machine ended before its agent was ready: are kernel = %q and initrd = %q a guest's of this release (make guest), and kernel_params right? %w", p.opts.Kernel, p.opts.Initrd, errdefs.ErrFailedPrecondition)
 	case <-ctx.Done():
 		err = fmt.Errorf("wait for the guest's agent: %w", context.Cause(ctx))

@@ -49,6 +49,32 @@ type Needs struct {
 	Vsock bool
 }
 
+// Templater is a driver whose machines can be saved once they have booted, and
+// cloned from that. It is found by type assertion.
+type Templater interface {
+	// Inputs are all that a clone with c has in common with its template. Of
+	// the files the content counts, the rest is in text.
+	Inputs(c Config) (files []string, text string, err error)
+
+	// StartTemplate is Start without any of c's devices, with api.TemplateParam
+	// on the command line of the guest's kernel.
+	StartTemplate(ctx context.Context, c Config) (Template, error)
+
+	// Clone is Start for a machine that goes on where the one in dir was saved,
+	// and has c's devices. Like Start it returns before the guest is ready; on
+	// error the caller starts a machine that boots.
+	Clone(ctx context.Context, c Config, dir string) (VM, error)
+}
+
+// Template is a machine that is going to be saved.
+type Template interface {
+	VM
+
+	// Save stops the machine for good, and writes what Clone needs to files in
+	// dir, which is empty but for names that begin with a dot.
+	Save(ctx context.Context, dir string) error
+}
+
 // VM is the control of a machine that runs. That its VMM has ended the caller
 // knows from the process. Safe for concurrent use.
 type VM interface {
@@ -102,6 +128,9 @@ type Config struct {
 	// Launch runs a process of the machine. Start calls it; it is nil for
 	// Attach.
 	Launch func(ctx context.Context, c Command) error
+
+	// Process is what Launch ran.
+	Process func() Process
 }
 
 // Share is a directory of the host that the guest mounts by its tag.

@@ -165,7 +165,7 @@ func (p *pod) reach(ctx context.Context, role, path string) (*os.File, error) {
 		}
 		select {
 		case <-again.C:
-		case <-p.over:
+		case <-p.lost():
 			return nil, fmt.Errorf("%s ended before it listened: %w%s", role, errdefs.ErrFailedPrecondition, p.tail(role))
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%s does not listen at %s: %w", role, path, context.Cause(ctx))

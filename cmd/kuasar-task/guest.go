@@ -137,10 +137,14 @@ func serve(modules *guest.Modules) error {
 	}
 	s.Register(t)
 	api.RegisterGuestService(t, guest.New(modules))
-	return listen(t, streams)
+	return listen(t, streams, modules)
 }
 
-func listen(t *ttrpc.Server, streams *stream.Guest) error {
+func listen(t *ttrpc.Server, streams *stream.Guest, modules *guest.Modules) error {
+	template, err := guest.Template()
+	if err != nil {
+		return err
+	}
 	ports, err := guest.Listen(forward.Port)
 	if err != nil {
 		return err
@@ -158,7 +162,13 @@ func listen(t *ttrpc.Server, streams *stream.Guest) error {
 	go func() { failed <- streams.Serve(stdio) }()
 	go func() { failed <- t.Serve(context.Background(), l) }()
 	go func() {
-		if err := guest.Greet(); err != nil {
+		err := error(nil)
+		if template {
+			err = guest.GreetAsClone(modules)
+		} else {
+			err = guest.Greet()
+		}
+		if err != nil {
 			failed <- err // nobody waits for this guest
 		}
 	}()

@@ -4,7 +4,9 @@ package vmm
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
+	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/pelletier/go-toml/v2"
 
@@ -35,7 +37,11 @@ func open(ic *plugin.InitContext, dir string) (sandbox.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &vmm.Backend{Drivers: drivers.All(), Defaults: defaults, Reaper: reaper, Prove: drivers.Prover(dir).Prove}, nil
+	templates, err := vmm.OpenTemplates(ic.Context, filepath.Join(dir, "templates"), reaper)
+	if err != nil { // pods boot
+		log.G(ic.Context).WithError(err).Warn("virtual machines cannot be cloned from templates")
+	}
+	return &vmm.Backend{Drivers: drivers.All(), Defaults: defaults, Reaper: reaper, Prove: drivers.Prover(dir).Prove, Templates: templates}, nil
 }
 
 func (c *Config) defaults() (vmm.Options, error) {

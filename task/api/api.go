@@ -34,3 +34,12 @@ const (
 
 // Hello is what the agent of this build says.
 func Hello() []byte { return binary.BigEndian.AppendUint32([]byte(HelloMagic), Protocol) }
+
+// A guest whose kernel's command line has the word TemplateParam is one that is
+// going to be saved, and cloned. Its agent listens, prints the line
+// TemplateReady, and says hello when there is a vsock device at last: that is
+// plugged into the clones.
+const (
+	TemplateParam = "kuasar.template"
+	TemplateReady = "kuasar: ready to be saved"
+)

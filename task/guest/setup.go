@@ -173,6 +173,11 @@ func seed(entropy []byte) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))); errno != 0 {
 		return fmt.Errorf("add entropy: %w", errno)
 	}
+	// At once, and not when the kernel next does: until then it gives random
+	// numbers that clones of the same machine have, too.
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 {
+		return fmt.Errorf("make random numbers of the new entropy: %w", errno)
+	}
 	return nil
 }
 

@@ -31,6 +31,8 @@ const (
 	Wasm  = "kuasar-wasm" // the wasm sandboxer; pods may choose any engine
 	VMM   = "kuasar-vmm"  // the vmm sandboxer: see RequireVMM
 
+	// VMMClone is VMM with templates: see Templated.
+	VMMClone = "kuasar-vmm-clone"
 	// VMMBlock is VMM with root file systems that are disks: see Options.Blocks.
 	VMMBlock = "kuasar-vmm-block"
 )

@@ -92,16 +92,17 @@ imports = []
       disable_pause_image_pull = true
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kuasar-wasm.options]
         engines = ['wazero', 'wasmtime', 'wasmedge']
-{{range $name, $snapshotter := .Machines}}
+{{range $name, $m := .Machines}}
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{{$name}}]
       runtime_type = 'io.containerd.kuasar.v1'
       sandboxer = 'vmm'
-      snapshotter = '{{$snapshotter}}'
+      snapshotter = '{{$m.Snapshotter}}'
       disable_pause_image_pull = true
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{{$name}}.options]
         accel = '{{$.Accel}}'
         memory = 128
         boot_timeout = {{$.Boot}}
+        templates = {{$m.Templates}}
         kernel = '{{$.Guest}}/vmlinux'
         initrd = '{{$.Guest}}/initramfs.cpio'
         {{with $.Vsock}}vsock_path = '{{.}}'{{end}}
@@ -151,14 +152,20 @@ const mirror = `server = "%[1]s"
 // looks for a place itself.
 const maxShim = 38
 
+// machine is a handler of the vmm sandboxer.
+type machine struct {
+	Snapshotter string // the usual one if it is empty
+	Templates   bool
+}
+
 func (b *Bed) configure() error {
 	shim := filepath.Join(b.Dir, "shim")
 	if len(shim) > maxShim {
 		shim = ""
 	}
-	machines, scratch := map[string]string{VMM: ""}, ""
+	machines, scratch := map[string]machine{VMM: {}, VMMClone: {Templates: true}}, ""
 	if b.options.Blocks {
-		machines[VMMBlock], scratch = "blockfile", filepath.Join(b.Dir, "scratch")
+		machines[VMMBlock], scratch = machine{Snapshotter: "blockfile"}, filepath.Join(b.Dir, "scratch")
 		if err := makeScratch(scratch); err != nil {
 			return err
 		}

@@ -2,12 +2,14 @@ package bed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/fsnotify/fsnotify"
@@ -56,6 +58,23 @@ func (b *Bed) RunPod(ctx context.Context, handler string, change func(*runtime.P
 		return nil, fmt.Errorf("run pod of %s: %w", handler, err)
 	}
 	return &Pod{response.PodSandboxId, config, b}, nil
+}
+
+// templateTime is how long a template may take: it boots, with low priority.
+var templateTime = Patience(2 * time.Minute)
+
+// Templated runs and removes a pod of VMMClone, which boots, and returns when there
+// is a template that the next ones are cloned from.
+func (b *Bed) Templated(ctx context.Context) error {
+	before := b.Mark()
+	p, err := b.RunPod(ctx, VMMClone, nil)
+	if err != nil {
+		return err
+	}
+	soon, cancel := context.WithTimeout(ctx, templateTime)
+	defer cancel()
+	_, err = b.AwaitLog(soon, before, "template made")
+	return errors.Join(err, p.Remove(ctx))
 }
 
 // Status is what CRI says of the pod.

@@ -32,6 +32,7 @@ var benchmarks = []struct {
 	{"wasm-dense", bed.Wasm, wasmDense},
 	{"wasm-compute", bed.Wasm, wasmCompute},
 	{"vm-start", bed.VMM, vmStart},
+	{"vm-template", bed.VMMClone, vmTemplate},
 	{"vm-parallel", bed.VMM, vmParallel},
 	{"vm-exec", bed.VMM, benchExec},
 	{"vm-stdio", bed.VMM, benchOutput},
@@ -73,7 +74,7 @@ func run(ctx context.Context, n int, out, only string) error {
 		if only != "" && !strings.Contains(","+only+",", ","+benchmark.name+",") {
 			continue
 		}
-		if lack := bed.LackOfVMM(); benchmark.ours == bed.VMM && lack != "" {
+		if lack := bed.LackOfVMM(); isMachine(benchmark.ours) && lack != "" {
 			fmt.Printf("== %s is left out: there is no %s\n", benchmark.name, lack)
 			continue
 		}

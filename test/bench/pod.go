@@ -20,7 +20,7 @@ func (b *bench) handlers() []string { return []string{b.ours, bed.Stock} }
 // title of a comparison that is made of several sandboxers.
 func (b *bench) title(format string, args ...any) string {
 	name := fmt.Sprintf(format, args...)
-	if b.ours == bed.VMM {
+	if isMachine(b.ours) {
 		name = "VM " + name
 	}
 	return name

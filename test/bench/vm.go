@@ -51,6 +51,32 @@ func vmStart(ctx context.Context, b *bench) error {
 	return nil
 }
 
+func isMachine(handler string) bool { return handler == bed.VMM || handler == bed.VMMClone }
+
+// vmTemplate: a pod whose machine is a clone, against one whose machine boots.
+func vmTemplate(ctx context.Context, b *bench) error {
+	if err := b.Templated(ctx); err != nil {
+		return err
+	}
+	booted := bed.VMM
+	took := map[string]*starts{b.ours: {}, booted: {}}
+	for i := range b.n {
+		for j := range 2 {
+			handler := []string{b.ours, booted}[(i+j)%2]
+			p, t, err := b.start(ctx, shape{handler: handler})
+			if err != nil {
+				return fmt.Errorf("%s: %w", handler, err)
+			}
+			took[handler].add(p, t)
+			if err := b.remove(ctx, p); err != nil {
+				return err
+			}
+		}
+	}
+	b.report.starts("VM start, cloned, against booted", took[b.ours], took[booted], 0.25)
+	return nil
+}
+
 // vmParallel is fewer than in benchParallel: on two processors, guests whose
 // instructions are emulated wait for each other.
 func vmParallel(ctx context.Context, b *bench) error { return b.atOnce(ctx, 10, 0) }

@@ -23,17 +23,20 @@ type handler struct {
 	kind string // of isolation
 	// missing names what this machine lacks to run it, empty if nothing.
 	missing func() string
+	// prepare, if not nil, comes before what is shown.
+	prepare func(*bed.Bed, context.Context) error
 	engine  string // of Wasm, empty for the handler's own
 	work    workload
 }
 
 var handlers = []handler{
-	{bed.Runc, "container, no shim, no pause", nothing, "", linux},
-	{bed.Stock, "container, stock containerd", program("runc"), "", linux},
-	{bed.VMM, "virtual machine, QEMU", bed.LackOfVMM, "", linux},
-	{bed.Wasm, "WebAssembly, wazero", nothing, engine.Wazero, module},
-	{bed.Wasm, "WebAssembly, Wasmtime", nothing, engine.Wasmtime, module},
-	{bed.Wasm, "WebAssembly, WasmEdge", wasmEdge, engine.WasmEdge, module},
+	{bed.Runc, "container, no shim, no pause", nothing, nil, "", linux},
+	{bed.Stock, "container, stock containerd", program("runc"), nil, "", linux},
+	{bed.VMM, "virtual machine, QEMU", bed.LackOfVMM, nil, "", linux},
+	{bed.VMMClone, "virtual machine, cloned", bed.LackOfVMM, (*bed.Bed).Templated, "", linux},
+	{bed.Wasm, "WebAssembly, wazero", nothing, nil, engine.Wazero, module},
+	{bed.Wasm, "WebAssembly, Wasmtime", nothing, nil, engine.Wasmtime, module},
+	{bed.Wasm, "WebAssembly, WasmEdge", wasmEdge, nil, engine.WasmEdge, module},
 }
 
 func main() {

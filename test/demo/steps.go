@@ -59,6 +59,12 @@ func show(ctx context.Context, b *bed.Bed, h handler) row {
 		return r
 	}
 	fmt.Printf("\n%s (%s)\n", h.name, h.kind)
+	if h.prepare != nil {
+		if r.err = h.prepare(b, ctx); r.err != nil {
+			fmt.Printf("  prepare  failed: %v\n", r.err)
+			return r
+		}
+	}
 	p := &pod{Bed: b, handler: h}
 	for _, s := range steps {
 		began := time.Now()

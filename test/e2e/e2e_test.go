@@ -71,7 +71,7 @@ func newBed(t testing.TB, options bed.Options) *bed.Bed {
 // on makes a fixture of a bed for one test.
 func on(t testing.TB, b *bed.Bed, handler string) *fixture {
 	limit := deadline
-	if handler == bed.VMM || handler == bed.VMMBlock {
+	if handler == bed.VMM || handler == bed.VMMBlock || handler == bed.VMMClone {
 		limit *= emulated
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)

@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -121,4 +124,81 @@ func TestBadVM(t *testing.T) {
 			t.Errorf("%q is not in %v", says, err)
 		}
 	}
+}
+
+// Clones of a machine have nothing in common that is to be a pod's own. They are
+// pods like others, also to the next daemon, which clones the same template.
+func TestClonesVM(t *testing.T) {
+	bed.RequireVMM(t)
+	n := on(t, newBed(t, bed.Options{}), bed.VMMClone)
+	n.must(n.Templated(n.ctx))
+	start := func() (*bed.Container, map[string]string) {
+		p := n.pod(nil)
+		if n.sandboxes()[p.ID].Template == "" {
+			t.Fatal("it is no clone:\n" + n.Log(0))
+		}
+		c := n.run(p, nil)
+		return c, n.own(c)
+	}
+	one, its := start()
+	_, others := start()
+	n.must(n.Kill())
+	n.must(n.Start(n.ctx))
+	_, next := start()
+	for what, value := range its {
+		if value == "" || value == others[what] || value == next[what] || others[what] == next[what] {
+			t.Errorf("%s of the clones: %q, %q, %q", what, value, others[what], next[what])
+		}
+	}
+	equal(t, "what is the first one's own after a restart of the daemon", n.own(one)["boot id"], its["boot id"])
+	crictlLife(t, n)
+	if log := n.Log(0); strings.Contains(log, "pods boot, which is slower") || strings.Count(log, "template made") != 1 {
+		t.Errorf("the log:\n%s", log)
+	}
+}
+
+// own is what a container finds that is its machine's own, by name.
+func (n *fixture) own(c *bed.Container) map[string]string {
+	n.t.Helper()
+	all := map[string]string{}
+	for what, script := range map[string]string{
+		"boot id":            "cat /proc/sys/kernel/random/boot_id",
+		"uuid":               "cat /proc/sys/kernel/random/uuid",
+		"random bytes":       "head -c 16 /dev/urandom | md5sum",
+		"random addresses":   "grep stack /proc/self/maps",
+		"hostname":           "hostname",
+		"MAC":                "cat /sys/class/net/eth0/address",
+		"address":            "ip -4 addr show eth0 | grep inet",
+		"link-local address": "grep ^fe80 /proc/net/if_inet6",
+	} {
+		all[what] = n.exec(c, script)
+	}
+	now, err := strconv.ParseInt(n.exec(c, "date +%s"), 10, 64)
+	n.must(err)
+	if ago := time.Since(time.Unix(now, 0)); ago < -time.Second || ago > 5*time.Second {
+		n.t.Errorf("the clock is behind by %v", ago)
+	}
+	return all
+}
+
+// A template that nobody can clone any more fails no pod, and is not tried with
+// the next.
+func TestBadTemplateVM(t *testing.T) {
+	bed.RequireVMM(t)
+	n := on(t, newBed(t, bed.Options{}), bed.VMMClone)
+	n.must(n.Templated(n.ctx))
+	states, err := filepath.Glob(filepath.Join(n.Dir, "s", "kuasar", "templates", "*", "state"))
+	n.must(err)
+	equal(t, "templates", len(states), 1)
+	f, err := os.OpenFile(states[0], os.O_WRONLY, 0)
+	n.must(err)
+	_, err = f.WriteAt([]byte("damage"), 1000)
+	n.must(errors.Join(err, f.Close()))
+	for range 2 {
+		p := n.pod(nil)
+		equal(t, "template of the pod", n.sandboxes()[p.ID].Template, "")
+		equal(t, "exec", n.exec(n.run(p, nil), "echo ok"), "ok")
+	}
+	equal(t, "warnings", strings.Count(n.Log(0), "pods boot, which is slower"), 1)
+	contains(t, "log", n.Log(0), "has been changed")
 }

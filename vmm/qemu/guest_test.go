@@ -78,43 +78,65 @@ func TestGuest(t *testing.T) {
 	b.shutdown()
 }
 
-func newBox(t *testing.T) *box {
+func newBox(t *testing.T) *box { return newNode(t).newBox(t, "pod") }
+
+// node is a daemon with machines.
+type node struct {
+	ctx     context.Context
+	dir     string
+	backend *vmm.Backend
+}
+
+func newNode(t *testing.T) *node {
 	o := options(t)
 	o.Hypervisor = "test"
 	dir, err := os.MkdirTemp("", "vm") // short, for sockets
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "test"), 3*time.Minute)
-	b := &box{T: t, ctx: ctx, dir: dir}
-	b.host, b.netns = newNetwork(t)
 	reaper, err := pidfd.NewReaper()
-	b.must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "test"), 3*time.Minute)
+	n := &node{ctx, dir, &vmm.Backend{Drivers: map[string]vmm.Driver{"test": Driver{}}, Defaults: o, Reaper: reaper}}
 	t.Cleanup(func() {
 		defer cancel()
-		if b.Sandbox != nil {
-			b.must(b.Stop(ctx))
-			b.must(b.Delete(ctx))
+		if err := errors.Join(n.backend.Close(), reaper.Close(), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
 		}
-		b.must(reaper.Close())
-		b.must(os.RemoveAll(dir))
 		vmmtest.Leaks(t)
 	})
-	backend := &vmm.Backend{Drivers: map[string]vmm.Driver{"test": Driver{}}, Defaults: o, Reaper: reaper}
+	return n
+}
+
+// newBox runs a pod until the test ends.
+func (n *node) newBox(t *testing.T, id string) *box {
+	b := &box{T: t, ctx: n.ctx, dir: filepath.Join(n.dir, id)}
+	b.host, b.netns = newNetwork(t)
 	spec := sandbox.Spec{
-		ID: "pod", Namespace: "test", Dir: filepath.Join(dir, "pod"), NetNS: b.netns, CreatedAt: time.Now(),
-		Config: &runtime.PodSandboxConfig{Hostname: "name-of-pod", Linux: &runtime.LinuxPodSandboxConfig{
+		ID: id, Namespace: "test", Dir: b.dir, NetNS: b.netns, CreatedAt: time.Now(),
+		Config: &runtime.PodSandboxConfig{Hostname: "name-of-" + id, Linux: &runtime.LinuxPodSandboxConfig{
 			CgroupParent: vmmtest.Group, Sysctls: map[string]string{"kernel.msgmax": "16384"},
 		}},
 		Saved: func(context.Context) error { return nil },
 	}
 	b.must(os.Mkdir(spec.Dir, 0o711))
-	b.Sandbox, err = backend.Create(ctx, spec)
+	var err error
+	b.Sandbox, err = n.backend.Create(n.ctx, spec)
 	b.must(err)
-	b.must(b.Start(ctx))
-	b.agent, err = b.Agent(ctx)
+	t.Cleanup(b.remove)
+	b.must(b.Start(n.ctx))
+	b.agent, err = b.Agent(n.ctx)
 	b.must(err)
 	return b
+}
+
+// remove removes the pod, which may be removed already.
+func (b *box) remove() {
+	b.Helper()
+	b.must(b.Stop(b.ctx))
+	b.must(b.Delete(b.ctx))
 }
 
 func (b *box) must(err error) {

@@ -44,21 +44,11 @@ func option(kind string, pairs ...string) string {
 }
 
 func (l *line) machine(c vmm.Config) error {
-	memory := strconv.FormatUint(c.Memory>>20, 10) + "M"
-	l.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "kuasar-"+c.ID)
-	l.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-	// Only what the guest needs: every device costs time when it starts.
-	l.add("-machine", "q35,hpet=off,smm=off,vmport=off,sata=off,smbus=off,usb=off,graphics=off,memory-backend=mem")
-	l.add("-bios", "qboot.rom")
-	l.add("-accel", string(c.Accel), "-cpu", map[vmm.Accel]string{vmm.KVM: "host", vmm.TCG: "max"}[c.Accel])
-	l.add("-smp", strconv.FormatUint(uint64(c.CPUs), 10), "-m", memory)
+	l.board(c)
 	// Shared, since processes of the host's serve the guest's devices.
-	l.add("-object", option("memory-backend-memfd", "id=mem", "size="+memory, "share=on"))
-	l.add("-kernel", c.Kernel, "-initrd", c.Initrd, "-append", cmdline(c))
-	if c.Console != nil {
-		l.add("-add-fd", "set=1,fd="+l.file(c.Console))
-		l.add("-chardev", "file,id=console,path=/dev/fdset/1,append=on", "-serial", "chardev:console")
-	}
+	l.add("-object", option("memory-backend-memfd", "id=mem", "size="+size(c), "share=on"))
+	l.kernel(c)
+	l.console(c)
 	l.vsock(c.Vsock)
 	for i, s := range c.Shares {
 		id := "share" + strconv.Itoa(i)
@@ -71,14 +61,49 @@ func (l *line) machine(c vmm.Config) error {
 	for _, d := range c.Disks {
 		l.disk(d)
 	}
-	for i := range c.Slots {
-		n := strconv.Itoa(i + 1)
-		l.add("-device", option("pcie-root-port", "id="+slot(i), "chassis="+n, "slot="+n))
-	}
+	l.slots(c)
 	if len(l.files) > maxFiles {
 		return fmt.Errorf("%d descriptors for QEMU: too many devices", len(l.files))
 	}
 	return nil
+}
+
+// board is the machine without devices. Its memory is the object "mem".
+func (l *line) board(c vmm.Config) {
+	l.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "kuasar-"+c.ID)
+	l.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	// Only what the guest needs: every device costs time when it starts.
+	l.add("-machine", "q35,hpet=off,smm=off,vmport=off,sata=off,smbus=off,usb=off,graphics=off,memory-backend=mem")
+	l.add("-bios", firmware)
+	l.add("-accel", string(c.Accel), "-cpu", map[vmm.Accel]string{vmm.KVM: "host", vmm.TCG: "max"}[c.Accel])
+	l.add("-smp", strconv.FormatUint(uint64(c.CPUs), 10), "-m", size(c))
+}
+
+const firmware = "qboot.rom"
+
+func size(c vmm.Config) string { return strconv.FormatUint(c.Memory>>20, 10) + "M" }
+
+func (l *line) kernel(c vmm.Config) {
+	l.add("-kernel", c.Kernel, "-initrd", c.Initrd, "-append", cmdline(c))
+}
+
+func (l *line) console(c vmm.Config) {
+	if c.Console != nil {
+		l.add("-add-fd", "set=1,fd="+l.file(c.Console))
+		l.add("-chardev", "file,id=console,path=/dev/fdset/1,append=on", "-serial", "chardev:console")
+	}
+}
+
+func (l *line) slots(c vmm.Config) {
+	for i := range c.Slots {
+		l.port(slot(i), i+1)
+	}
+}
+
+// port takes one device, also while the machine runs.
+func (l *line) port(id string, number int) {
+	n := strconv.Itoa(number)
+	l.add("-device", option("pcie-root-port", "id="+id, "chassis="+n, "slot="+n))
 }
 
 // maxFiles is far from any limit of the kernel's.

@@ -58,17 +58,22 @@ type table map[string]any
 // PlugDisk implements vmm.DiskPlugger.
 func (m *machine) PlugDisk(ctx context.Context, d vmm.Disk) error {
 	return m.do(ctx, "plug disk "+d.ID, func(s *session) error {
-		node := table{"driver": "raw", "node-name": d.ID, "read-only": d.ReadOnly,
-			"file": table{"driver": protocol(d.Path), "filename": d.Path, "locking": "off"}}
-		if err := s.run(ctx, "blockdev-add", node, nil); err != nil {
-			return err
-		}
-		err := s.plug(ctx, m.slots, table{"driver": "virtio-blk-pci", "drive": d.ID, "id": d.ID, "serial": d.ID})
-		if err != nil {
-			err = errors.Join(err, s.run(ctx, "blockdev-del", table{"node-name": d.ID}, nil))
-		}
-		return err
+		return s.disk(ctx, d, func(device table) error { return s.plug(ctx, m.slots, device) })
 	})
+}
+
+// disk makes a block device, whose device plug adds.
+func (s *session) disk(ctx context.Context, d vmm.Disk, plug func(device table) error) error {
+	node := table{"driver": "raw", "node-name": d.ID, "read-only": d.ReadOnly,
+		"file": table{"driver": protocol(d.Path), "filename": d.Path, "locking": "off"}}
+	if err := s.run(ctx, "blockdev-add", node, nil); err != nil {
+		return err
+	}
+	err := plug(table{"driver": "virtio-blk-pci", "drive": d.ID, "id": d.ID, "serial": d.ID})
+	if err != nil {
+		err = errors.Join(err, s.run(ctx, "blockdev-del", table{"node-name": d.ID}, nil))
+	}
+	return err
 }
 
 // UnplugDisk implements vmm.DiskPlugger.
@@ -87,23 +92,28 @@ func (m *machine) PlugNIC(ctx context.Context, n vmm.NIC) error {
 		return fmt.Errorf("plug interface %s: more than one queue: %w", n.ID, errdefs.ErrNotImplemented)
 	}
 	return m.do(ctx, "plug interface "+n.ID, func(s *session) error {
-		name := "tap-" + n.ID
-		if err := s.run(ctx, "getfd", table{"fdname": name}, nil, n.Tap); err != nil {
-			return err
-		}
-		if err := s.run(ctx, "netdev_add", table{"type": "tap", "id": n.ID, "fd": name}, nil); err != nil {
-			return errors.Join(err, s.run(ctx, "closefd", table{"fdname": name}, nil))
-		}
-		device := table{"driver": "virtio-net-pci", "netdev": n.ID, "id": n.ID, "mac": n.MAC.String(), "romfile": ""}
-		if n.MTU > 0 {
-			device["host_mtu"] = n.MTU
-		}
-		err := s.plug(ctx, m.slots, device)
-		if err != nil {
-			err = errors.Join(err, s.run(ctx, "netdev_del", table{"id": n.ID}, nil))
-		}
-		return err
+		return s.nic(ctx, n, func(device table) error { return s.plug(ctx, m.slots, device) })
 	})
+}
+
+// nic makes an interface, whose device plug adds.
+func (s *session) nic(ctx context.Context, n vmm.NIC, plug func(device table) error) error {
+	name := "tap-" + n.ID
+	if err := s.run(ctx, "getfd", table{"fdname": name}, nil, n.Tap); err != nil {
+		return err
+	}
+	if err := s.run(ctx, "netdev_add", table{"type": "tap", "id": n.ID, "fd": name}, nil); err != nil {
+		return errors.Join(err, s.run(ctx, "closefd", table{"fdname": name}, nil))
+	}
+	device := table{"driver": "virtio-net-pci", "netdev": n.ID, "id": n.ID, "mac": n.MAC.String(), "romfile": ""}
+	if n.MTU > 0 {
+		device["host_mtu"] = n.MTU
+	}
+	err := plug(device)
+	if err != nil {
+		err = errors.Join(err, s.run(ctx, "netdev_del", table{"id": n.ID}, nil))
+	}
+	return err
 }
 
 // UnplugNIC implements vmm.NICPlugger.

@@ -78,7 +78,17 @@ func (Driver) Check(_ context.Context, c vmm.Config) error {
 
 // Start implements vmm.Driver. QEMU checks its command line itself: if it takes
 // offence the process ends.
-func (Driver) Start(ctx context.Context, c vmm.Config) (_ vmm.VM, err error) {
+func (Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
+	m, err := launch(ctx, c, func(l *line) error { return l.machine(c) })
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// launch runs QEMU. When it returns nobody but QEMU has its control socket, so
+// that a connection ends if QEMU does.
+func launch(ctx context.Context, c vmm.Config, describe func(*line) error) (*machine, error) {
 	program, err := Program(c.VMM)
 	if err != nil {
 		return nil, err
@@ -88,9 +98,9 @@ func (Driver) Start(ctx context.Context, c vmm.Config) (_ vmm.VM, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make QEMU's control socket: %w", err)
 	}
-	defer listener.Close() // QEMU has its own
+	defer listener.Close()
 	l := newLine(program, listener)
-	if err := l.machine(c); err != nil {
+	if err := describe(l); err != nil {
 		return nil, err
 	}
 	return m, c.Launch(ctx, vmm.Command{Args: l.args, Files: l.files})

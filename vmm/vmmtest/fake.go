@@ -26,9 +26,15 @@ type Fake struct {
 	Broken error
 	// Lost is for a VMM that is not installed.
 	Lost bool
+	// Barren templates end before they can be saved, and Sterile ones have
+	// clones that end before they say hello.
+	Barren, Sterile bool
 }
 
-var _ vmm.Driver = Fake{}
+var (
+	_ vmm.Driver    = Fake{}
+	_ vmm.Templater = Fake{}
+)
 
 // Needs implements vmm.Driver.
 func (Fake) Needs() vmm.Needs { return vmm.Needs{} }
@@ -52,14 +58,64 @@ func (f Fake) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	case f.Other:
 		mode = "other"
 	}
+	return start(ctx, c, mode, f.Broken)
+}
+
+func start(ctx context.Context, c vmm.Config, mode string, broken error) (vmm.VM, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Launch(ctx, vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}}); err != nil {
+	command := vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}, Files: []*os.File{c.Console}}
+	if err := c.Launch(ctx, command); err != nil {
 		return nil, err
 	}
-	return machine{filepath.Join(c.Dir, c.Vsock.Path), c.Slots}, f.Broken
+	return machine{filepath.Join(c.Dir, c.Vsock.Path), c.Slots}, broken
+}
+
+// Inputs implements vmm.Templater.
+func (Fake) Inputs(c vmm.Config) (files []string, text string, err error) {
+	return []string{c.Kernel, c.Initrd}, fmt.Sprint(c.CPUs, c.Memory, c.Cmdline), nil
+}
+
+// StartTemplate implements vmm.Templater.
+func (f Fake) StartTemplate(ctx context.Context, c vmm.Config) (vmm.Template, error) {
+	c.Vsock.Path = "v"
+	mode := "template"
+	if f.Barren {
+		mode = "ends"
+	}
+	vm, err := start(ctx, c, mode, nil)
+	if err != nil {
+		return nil, err
+	}
+	return template{vm}, nil
+}
+
+type template struct{ vmm.VM }
+
+// content is what a fake machine consists of.
+const content = "all of the machine"
+
+// Save implements vmm.Template.
+func (template) Save(_ context.Context, dir string) error {
+	return os.WriteFile(filepath.Join(dir, "machine"), []byte(content), 0o600)
+}
+
+// Clone implements vmm.Templater.
+func (f Fake) Clone(ctx context.Context, c vmm.Config, dir string) (vmm.VM, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "machine"))
+	if err != nil {
+		return nil, err
+	}
+	if string(b) != content {
+		return nil, fmt.Errorf("%q is no machine: %w", b, errdefs.ErrDataLoss)
+	}
+	mode := "well"
+	if f.Sterile {
+		mode = "ends"
+	}
+	return start(ctx, c, mode, f.Broken)
 }
 
 // Attach implements vmm.Driver.

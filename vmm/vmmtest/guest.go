@@ -24,8 +24,18 @@ func guest(path, mode string) error {
 	if err != nil {
 		return err
 	}
-	if err := hello(path, mode); err != nil {
-		return err
+	switch mode {
+	case "ends":
+		return errors.New("it ends as it was told")
+	case "template":
+		const console = 3
+		if _, err := fmt.Fprintln(os.NewFile(console, "console"), api.TemplateReady); err != nil {
+			return err
+		}
+	default:
+		if err := hello(path, mode); err != nil {
+			return err
+		}
 	}
 	server, err := ttrpc.NewServer()
 	if err != nil {

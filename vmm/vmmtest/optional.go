@@ -30,6 +30,33 @@ func (s *spy) Attach(ctx context.Context, c vmm.Config) (vm vmm.VM, err error) {
 	return s.vm, err
 }
 
+// cloner is a spy of a driver that has templates.
+type cloner struct {
+	*spy
+	clones int
+	meddle func(vmm.Config, error) error // after each clone; may be nil
+}
+
+// Inputs implements vmm.Templater.
+func (c *cloner) Inputs(config vmm.Config) ([]string, string, error) {
+	return c.Driver.(vmm.Templater).Inputs(config)
+}
+
+// StartTemplate implements vmm.Templater.
+func (c *cloner) StartTemplate(ctx context.Context, config vmm.Config) (vmm.Template, error) {
+	return c.Driver.(vmm.Templater).StartTemplate(ctx, config)
+}
+
+// Clone implements vmm.Templater.
+func (c *cloner) Clone(ctx context.Context, config vmm.Config, dir string) (vm vmm.VM, err error) {
+	c.clones++
+	c.vm, err = c.Driver.(vmm.Templater).Clone(ctx, config, dir)
+	if c.meddle != nil {
+		err = c.meddle(config, err)
+	}
+	return c.vm, err
+}
+
 // plugsDisks fills all slots, also after a restart, and frees them again.
 func plugsDisks(t *testing.T, b *bench) {
 	b.start()

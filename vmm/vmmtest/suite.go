@@ -48,6 +48,15 @@ func Run(t *testing.T, s Suite) {
 		"CanceledInBoot": canceledInBoot,
 		"PlugsDisks":     plugsDisks,
 		"ShutsDown":      shutsDown,
+
+		"IsCloned":         isCloned,
+		"IsClonedAgain":    isClonedAgain,
+		"ClonesPlugDisks":  clonesPlugDisks,
+		"CloneFails":       cloneFails,
+		"CloneDies":        cloneDies,
+		"CloneCanceled":    cloneCanceled,
+		"TemplateDamaged":  templateDamaged,
+		"TemplateOutdated": templateOutdated,
 	} {
 		t.Run(name, func(t *testing.T) { run(t, newBench(t, s)) })
 	}
@@ -62,6 +71,8 @@ type bench struct {
 	backend *vmm.Backend
 	box     sandbox.Sandbox
 	spy     *spy
+	cloner  *cloner // nil without templates
+	store   string  // directory of templates; empty for none
 
 	mu    sync.Mutex
 	saved json.RawMessage
@@ -90,7 +101,7 @@ func newBench(t *testing.T, s Suite) *bench {
 			b.must(b.box.Delete(b.ctx))
 		}
 		b.nobody()
-		b.must(b.backend.Reaper.Close())
+		b.close()
 		b.must(os.RemoveAll(dir))
 		Leaks(t)
 	})
@@ -111,12 +122,30 @@ func (b *bench) daemon() {
 	r, err := pidfd.NewReaper()
 	b.must(err)
 	if b.backend != nil {
-		b.must(b.backend.Reaper.Close())
+		b.close()
 	}
 	o := b.s.Options
 	o.Hypervisor = "test"
 	b.spy = &spy{Driver: b.s.Driver}
-	b.backend = &vmm.Backend{Drivers: map[string]vmm.Driver{"test": b.spy}, Defaults: o, Reaper: r}
+	var driver vmm.Driver = b.spy
+	if _, ok := b.s.Driver.(vmm.Templater); ok {
+		b.cloner = &cloner{spy: b.spy}
+		driver = b.cloner
+	}
+	b.backend = &vmm.Backend{Drivers: map[string]vmm.Driver{"test": driver}, Defaults: o, Reaper: r}
+	if b.store != "" {
+		b.backend.Defaults.Templates = true
+		b.backend.Templates, err = vmm.OpenTemplates(b.ctx, b.store, r)
+		b.must(err)
+	}
+}
+
+func (b *bench) close() {
+	b.Helper()
+	if b.backend.Templates != nil {
+		b.must(b.backend.Templates.Close())
+	}
+	b.must(b.backend.Reaper.Close())
 }
 
 func (b *bench) must(err error) {

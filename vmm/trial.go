@@ -1,0 +1,145 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+)
+
+var fpUndone = failpoint.New("vmm/template/undone")
+
+// trial is the start of a pod as a clone. Until it has succeeded, the end of one
+// of the pod's processes is the trial's and not the pod's, which may boot yet.
+type trial struct {
+	from    *saved
+	failed  chan struct{} // closed when a process has ended
+	settled bool          // guarded by pod.mu: the processes are the pod's
+}
+
+// cloneShare of boot_timeout is what a clone has to be ready: it takes a small
+// part of a boot.
+const cloneShare = 4
+
+// template says whether the machine is to be cloned: then it is on trial from
+// here.
+func (p *pod) template(ctx context.Context, c Config) *trial {
+	store := p.backend.Templates
+	d, ok := p.driver.(Templater)
+	if !ok || store == nil || !p.opts.Templates {
+		return nil
+	}
+	from := store.take(ctx, d, c, p.opts.BootTimeout)
+	if from == nil {
+		return nil
+	}
+	t := &trial{from: from, failed: make(chan struct{})}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trial = t
+	return t
+}
+
+// begun starts the machine, one way or the other.
+func (p *pod) begun(ctx context.Context, c Config, t *trial) (VM, error) {
+	if t == nil {
+		return p.driver.Start(ctx, c)
+	}
+	vm, err := p.driver.(Templater).Clone(ctx, c, t.from.dir)
+	if err != nil {
+		err = fmt.Errorf("%w%s", err, p.tail(roleVMM))
+	}
+	return vm, err
+}
+
+// settle ends a trial that has succeeded.
+func (p *pod) settle(t *trial) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-t.failed:
+		return errTrial
+	default:
+		t.settled, p.trial, p.state.Template = true, nil, t.from.key
+		return nil
+	}
+}
+
+var errTrial = fmt.Errorf("the machine or one of its helpers ended: %w", errdefs.ErrFailedPrecondition)
+
+// ended is told of the end of a process that was launched in t, which is nil if
+// it was in none. That may be late: what there is by then is the next start's.
+func (p *pod) ended(t *trial, role string, e pidfd.Exit) {
+	p.mu.Lock()
+	if t == nil || t.settled {
+		p.mu.Unlock()
+		p.died(role, e)
+		return
+	}
+	select {
+	case <-t.failed:
+	default:
+		close(t.failed)
+	}
+	var rest map[string]*proc
+	if p.trial == t {
+		rest = maps.Clone(p.procs)
+	}
+	p.mu.Unlock()
+	slay(rest)
+}
+
+// lost is closed when the start cannot succeed any more.
+func (p *pod) lost() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.trial != nil {
+		return p.trial.failed
+	}
+	return p.over
+}
+
+// start runs the machine. A clone that fails is undone, and boots.
+func (p *pod) start(ctx context.Context) error {
+	t, err := p.boot(ctx, true)
+	if t == nil {
+		return err
+	}
+	store := p.backend.Templates
+	defer store.pass(t.from)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() == nil && !errdefs.IsNotImplemented(err) { // else the template is good for others
+		store.broken(t.from, fmt.Errorf("pod %s: %w", p.id, err))
+	}
+	undo := p.undo(ctx)
+	p.mu.Lock()
+	p.trial, p.control, p.transport = nil, nil, nil
+	p.mu.Unlock()
+	if undo != nil || ctx.Err() != nil {
+		p.end(unknown())
+		return errors.Join(err, undo)
+	}
+	p.mu.Lock()
+	p.procs, p.state.Processes, p.state.CID = map[string]*proc{}, map[string]Process{}, 0
+	p.mu.Unlock()
+	if err := p.saved(ctx); err != nil {
+		return err
+	}
+	fpUndone.Hit()
+	_, err = p.boot(ctx, false)
+	return err
+}
+
+// undo leaves nothing of a start but files.
+func (p *pod) undo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	return errors.Join(p.clear(ctx), p.removeShare())
+}
