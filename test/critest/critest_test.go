@@ -15,7 +15,7 @@ import (
 var (
 	handlers = flag.String("handlers", bed.Stock+","+bed.Runc+","+bed.Wasm+","+bed.VMM, "handlers to run, the one to compare with first")
 	nodes    = flag.Int("nodes", 6, "cases that run at a time: most wait for most of their time")
-	update   = flag.Bool("update", false, "write docs/critest.md")
+	update   = flag.Bool("update", os.Getenv("KUASAR_CRITEST_UPDATE") != "", "write docs/critest.md")
 )
 
 func TestMain(m *testing.M) { bed.Main(m) }
