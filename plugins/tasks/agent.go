@@ -274,28 +274,6 @@ func dial(ctx context.Context, live *sandbox.Live) (*task.Client, error) {
 	}
 }
 
-// reach follows the agent that a sandbox has now.
-func (r *Runtime) reach(id string, live *sandbox.Live) {
-	for delay := minRetry; ; delay = min(2*delay, maxRetry) {
-		err := r.attempt(id, live)
-		if err == nil || r.life.Err() != nil {
-			return
-		}
-		wait := time.NewTimer(delay)
-		select {
-		case <-live.Done():
-			wait.Stop()
-			r.sandboxEnded(id)
-			return
-		case <-r.life.Done():
-			wait.Stop()
-			return
-		case <-wait.C:
-			log.G(r.life).WithError(err).WithField("sandbox", id).Warn("agent is not reached")
-		}
-	}
-}
-
 // attempt gives up when the sandbox ends.
 func (r *Runtime) attempt(id string, live *sandbox.Live) error {
 	ctx, cancel := context.WithCancel(r.life)

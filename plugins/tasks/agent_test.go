@@ -501,7 +501,10 @@ func (a *agent) Events(ctx context.Context, _ *api.EventsRequest, s api.Agent_Ev
 	}
 	for {
 		select {
-		case e := <-c:
+		case e, ok := <-c:
+			if !ok {
+				return nil
+			}
 			if err := s.Send(e); err != nil {
 				return err
 			}

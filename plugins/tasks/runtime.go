@@ -41,11 +41,12 @@ type Runtime struct {
 
 	streams func() (*stream.Host, error) // as soon as there is a guest
 
-	mu     sync.Mutex
-	tasks  map[key]*Task
-	broken map[key]*lost // not restored
-	agents map[*task.Client]*follower
-	mute   map[string]time.Time // by pod, of those whose guests do not answer: until when
+	mu       sync.Mutex
+	tasks    map[key]*Task
+	broken   map[key]*lost // not restored
+	agents   map[*task.Client]*follower
+	pursuits map[string]*pursuit  // by pod
+	mute     map[string]time.Time // by pod, of those whose guests do not answer: until when
 }
 
 // key of a task: ids are unique in a namespace.
@@ -57,11 +58,12 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 		return nil, fmt.Errorf("open tasks: %w", err)
 	}
 	r := &Runtime{
-		cfg:    cfg,
-		tasks:  map[key]*Task{},
-		broken: map[key]*lost{},
-		agents: map[*task.Client]*follower{},
-		mute:   map[string]time.Time{},
+		cfg:      cfg,
+		tasks:    map[key]*Task{},
+		broken:   map[key]*lost{},
+		agents:   map[*task.Client]*follower{},
+		mute:     map[string]time.Time{},
+		pursuits: map[string]*pursuit{},
 
 		streams: sync.OnceValues(newStreams),
 	}
