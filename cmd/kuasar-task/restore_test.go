@@ -213,7 +213,7 @@ func TestDamagedRecordIsLeftAlone(t *testing.T) {
 		n.connect()
 		ctx, cancel := n.ctx()
 		defer cancel()
-		if _, err := n.client.State(ctx, &taskapi.StateRequest{ID: b.id}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		if _, err := n.client.State(ctx, &taskapi.StateRequest{ID: b.id}); !errdefs.IsUnavailable(errgrpc.ToNative(err)) {
 			t.Errorf("state with record %q: %v", bad, err)
 		}
 		if err := unix.Kill(int(pid), 0); err != nil {

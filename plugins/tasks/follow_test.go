@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/runtime"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 // A process may have ended before the answer to Start is here.
@@ -53,6 +55,30 @@ func TestTaskThatNextAgentDoesNotKnow(t *testing.T) {
 	}
 	r.clean("c")
 	r.log.want("create c", "start c", "exec-added c/e", "exec-started c/e", "exit c/e 255", "exit c 255", "delete c 255")
+}
+
+// What the next agent could not restore has not ended.
+func TestTaskThatNextAgentDoesNotRestore(t *testing.T) {
+	r := newRig(t)
+	c, other := r.run("c"), r.run("other")
+	p := r.exec(c, "e")
+	status := func(s api.Status) {
+		r.agent.mu.Lock()
+		defer r.agent.mu.Unlock()
+		r.agent.procs[procKey{key{space, "c"}, ""}].Status = s
+	}
+	r.agent.hangUp(true)
+	r.agent.lose("c", "e")
+	status(api.Status_STATUS_UNSPECIFIED)
+	r.agent.rise()
+	r.agent.exit("other", "", 3)
+	r.wait(other) // so what the agent has is known by now
+	for name, q := range map[string]runtime.Process{"task": c, "exec": p} {
+		if s := r.state(q); s.Status != runtime.RunningStatus {
+			t.Errorf("the %s is %+v", name, s)
+		}
+	}
+	status(api.Status_STATUS_RUNNING)
 }
 
 func TestExecThatNextAgentDoesNotKnow(t *testing.T) {

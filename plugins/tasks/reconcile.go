@@ -109,6 +109,9 @@ func (t *Task) reconcile(list []*api.Process) {
 	known := map[string]bool{}
 	for _, d := range list {
 		known[d.ExecId] = true
+		if d.ExecId == "" && d.Status == api.Status_STATUS_UNSPECIFIED {
+			return // its agent could not restore it: its processes may run
+		}
 	}
 	for _, p := range t.processes() {
 		if p.exec != "" && !known[p.exec] {

@@ -30,6 +30,11 @@ func (s *Server) List(ctx context.Context, _ *api.ListRequest) (*api.ListRespons
 		}
 		c.mu.Unlock()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.quarantined { // with a status that nobody knows
+		resp.Processes = append(resp.Processes, &api.Process{Namespace: k.namespace, ContainerId: k.id})
+	}
 	return resp, nil
 }
 

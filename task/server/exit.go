@@ -51,11 +51,11 @@ func (s *Server) exited(p *process, e pidfd.Exit) {
 	if p.get().Status == gone {
 		return
 	}
+	if p.exec != "" {
+		defer p.c.leave()
+	}
 	if err := s.finish(ctx, p, e); err != nil {
 		l.WithError(err).Error("exit of process is told but not complete")
-	}
-	if p.exec != "" {
-		p.c.leave()
 	}
 }
 

@@ -37,23 +37,30 @@ func (s *Server) Restore(ctx context.Context, held map[string]*os.File) error {
 	if err != nil {
 		return fmt.Errorf("restore containers: %w", err)
 	}
-	quarantined := map[key]bool{}
 	for _, dir := range dirs {
 		k := key{filepath.Base(filepath.Dir(dir)), filepath.Base(dir)}
 		if err := s.restore(ctx, k, held); err != nil {
-			quarantined[k] = true
+			s.quarantine(k, err)
 			log.G(ctx).WithError(err).WithField("container", k.id).WithField("namespace", k.namespace).
 				Error("container is not restored: nothing of it was touched")
 		}
 	}
 	for name, f := range held {
-		if !quarantined[owner(name)] { // or its terminals would hang up
+		if s.quarantined[owner(name)] == nil { // or its terminals would hang up
 			s.cfg.Holder.Drop(name)
 		}
 		err = Join(err, f.Close())
 	}
 	close(s.ready)
 	return err
+}
+
+// quarantine keeps in mind a container that is not restored. Its processes may
+// well run: whoever asks for it is told so, and not that it is gone.
+func (s *Server) quarantine(k key, cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quarantined[k] = fmt.Errorf("container %s is not restored: %v: %w", k.id, cause, errdefs.ErrUnavailable)
 }
 
 // restore handles one container. It deletes from held what it takes.
@@ -78,6 +85,9 @@ func (s *Server) restore(ctx context.Context, k key, held map[string]*os.File) e
 	if err := s.restoreExecs(c); err != nil {
 		return err
 	}
+	if err := s.open(ctx, c, held); err != nil {
+		return err
+	}
 	// Exits wait until all of the container is restored.
 	c.init.turn <- struct{}{}
 	defer c.init.pass()
@@ -97,6 +107,31 @@ func (s *Server) restore(ctx context.Context, k key, held map[string]*os.File) e
 		if p.saved.Status == running {
 			s.follow(ctx, p, held)
 		}
+	}
+	return nil
+}
+
+// open makes held complete with the pidfds of the container's processes that
+// run. One that has ended is no error.
+func (s *Server) open(ctx context.Context, c *container, held map[string]*os.File) error {
+	running := []*process{c.init}
+	for _, p := range c.execs {
+		running = append(running, p)
+	}
+	for _, p := range running {
+		name := p.key(hold.Pidfd)
+		if v := &p.saved; v.Pid == 0 || v.Status == stopped || held[name] != nil {
+			continue
+		}
+		fd, err := pidfd.Open(p.saved.Pid, p.saved.Start)
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.hold(ctx, name, fd)
+		held[name] = fd
 	}
 	return nil
 }
@@ -181,11 +216,8 @@ func (s *Server) follow(ctx context.Context, p *process, held map[string]*os.Fil
 	}
 	fd := take(held, p.key(hold.Pidfd))
 	if fd == nil {
-		if fd, err = pidfd.Open(p.saved.Pid, p.saved.Start); err != nil {
-			go s.exited(p, unknown("it ended while neither agent nor daemon followed it"))
-			return
-		}
-		s.hold(ctx, p.key(hold.Pidfd), fd)
+		go s.exited(p, unknown("it ended while neither agent nor daemon followed it"))
+		return
 	}
 	p.fd = fd
 	if err := s.cfg.Reaper.Follow(fd, func(e pidfd.Exit) { go s.exited(p, e) }); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 	"github.com/containerd-kuasar/containerd-kuasar/task/hold"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
@@ -156,8 +157,15 @@ func TestRestoreLeavesAloneWhatItCannotRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.restore(held)
-			if _, err := r.State(r.ctx, &wire.StateRequest{Id: "c"}); !errdefs.IsNotFound(err) {
+			if _, err := r.State(r.ctx, &wire.StateRequest{Id: "c"}); !errdefs.IsUnavailable(err) {
 				t.Errorf("state: %v", err)
+			}
+			if _, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: "c"}); !errdefs.IsUnavailable(err) {
+				t.Errorf("delete: %v", err)
+			}
+			list, err := r.List(r.ctx, &api.ListRequest{})
+			if err != nil || len(list.Processes) != 1 || list.Processes[0].ContainerId != "c" || list.Processes[0].Status != api.Status_STATUS_UNSPECIFIED {
+				t.Errorf("list: %v, %v", list, err)
 			}
 			if r.holder.count() != 1 {
 				t.Error("its terminal hangs up")

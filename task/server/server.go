@@ -57,6 +57,8 @@ type Server struct {
 	mu         sync.Mutex
 	containers map[key]*container
 	reserved   map[key]chan struct{} // being created; closed when that has ended
+
+	quarantined map[key]error // not restored, by the cause
 }
 
 // New makes a Server that answers once it is restored.
@@ -66,6 +68,8 @@ func New(cfg Config) *Server {
 		ready:      make(chan struct{}),
 		containers: map[key]*container{},
 		reserved:   map[key]chan struct{}{},
+
+		quarantined: map[key]error{},
 	}
 }
 
@@ -112,9 +116,11 @@ func (s *Server) container(ctx context.Context, id string) (*container, error) {
 	k := key{ns, id}
 	for {
 		s.mu.Lock()
-		c, creating := s.containers[k], s.reserved[k]
+		c, creating, lost := s.containers[k], s.reserved[k], s.quarantined[k]
 		s.mu.Unlock()
 		switch {
+		case lost != nil:
+			return nil, lost
 		case c != nil:
 			return c, nil
 		case creating == nil:
@@ -157,6 +163,7 @@ func (s *Server) settle(k key, c *container) {
 	defer s.mu.Unlock()
 	if c != nil {
 		s.containers[k] = c
+		delete(s.quarantined, k) // what was there has been moved away
 	}
 	if creating := s.reserved[k]; creating != nil {
 		close(creating)
