@@ -79,3 +79,40 @@ func TestVMExec(t *testing.T) {
 		t.Errorf("an exec after that says %q", got)
 	}
 }
+
+// TestExec kills the daemon, and the worker, while execs run, one of which ends
+// meanwhile. A process of the host has its client's FIFO itself.
+func TestExec(t *testing.T) {
+	const lines = 2000
+	n := newNode(t)
+	ctx := namespaces.WithNamespace(n.ctx, bed.Namespace)
+	early, mount := n.door("early")
+	late, mountLate := n.door("late")
+	_, id := n.run("sleep 1000", mount, at("/late", mountLate))
+	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i of a container that writes a lot; i=$((i+1)); done", lines)
+	one := n.execute(ctx, id, "one", through(script)+"; exit 11")
+	two := n.execute(ctx, id, "two", strings.ReplaceAll(through(script)+"; exit 12", "/door", "/late"))
+	n.restart(early.open)
+	n.killWorker()
+	late.open()
+	for code, e := range map[uint32]*execution{11: one, 12: two} {
+		task, err := n.task(ctx, id)
+		n.must(err)
+		p, err := task.LoadProcess(ctx, e.id, nil)
+		n.must(err)
+		exit, err := p.Wait(ctx)
+		n.must(err)
+		status := <-exit
+		n.must(status.Error())
+		if got := status.ExitCode(); got != code {
+			t.Errorf("exec %s ended with %d, want %d", e.id, got, code)
+		}
+		e.process.IO().Wait()
+		compare(t, e.out.String(), want(lines))
+		_, err = p.Delete(ctx)
+		n.must(err)
+	}
+	if got := n.exec(id, "echo again"); got != "again\n" {
+		t.Errorf("an exec after that says %q", got)
+	}
+}
