@@ -10,8 +10,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
+	"github.com/containerd-kuasar/containerd-kuasar/wasm"
 )
 
 // module makes a container run a command of the probe.
@@ -24,7 +26,14 @@ func module(args ...string) containerOption {
 // runModule is a Wasm pod with one running container.
 func (n *node) runModule(args ...string) (*pod, string) {
 	n.t.Helper()
-	p, err := n.runPodOf(bed.Wasm, n.podConfig())
+	return n.runModuleOn(engine.Wazero, args...)
+}
+
+func (n *node) runModuleOn(name string, args ...string) (*pod, string) {
+	n.t.Helper()
+	config := n.podConfig()
+	config.Annotations = map[string]string{wasm.Annotation: name}
+	p, err := n.runPodOf(bed.Wasm, config)
 	n.must(err)
 	id, err := n.createContainer(p, "c", "", module(args...))
 	n.must(err)
@@ -44,7 +53,19 @@ func (n *node) pid(id string) int {
 // TestModuleRunsOn kills what is beside a Wasm pod, which is the same after it.
 func TestModuleRunsOn(t *testing.T) {
 	n := newNode(t)
-	_, id := n.runModule("sleep")
+	for _, name := range engine.Names {
+		t.Run(name, func(t *testing.T) {
+			bed.RequireEngine(t, name)
+			n := *n
+			n.t = t
+			n.moduleRunsOn(name)
+		})
+	}
+}
+
+func (n *node) moduleRunsOn(engine string) {
+	t := n.t
+	_, id := n.runModuleOn(engine, "sleep")
 	before, pid := n.status(id), n.pid(id)
 	for name, kill := range map[string]func(){
 		"daemon":            func() { n.restart(nil) },
