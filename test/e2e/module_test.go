@@ -8,6 +8,7 @@ import (
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/engine"
 	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 	"github.com/containerd-kuasar/containerd-kuasar/test/images"
 	"github.com/containerd-kuasar/containerd-kuasar/wasm"
@@ -24,8 +25,9 @@ const withoutWasmEdge = `
 func eachEngine(t *testing.T, test func(t *testing.T, n *fixture, p *bed.Pod)) {
 	t.Helper()
 	b := newModuleBed(t)
-	for _, engine := range []string{"wazero", "wasmtime"} {
+	for _, engine := range engine.Names {
 		t.Run(engine, func(t *testing.T) {
+			bed.RequireEngine(t, engine)
 			n := on(t, b, bed.Wasm)
 			test(t, n, n.pod(choose(engine)))
 		})
@@ -34,7 +36,12 @@ func eachEngine(t *testing.T, test func(t *testing.T, n *fixture, p *bed.Pod)) {
 
 func newModuleBed(t *testing.T) *bed.Bed {
 	t.Helper()
-	b := newBed(t, bed.Options{Config: withoutWasmEdge})
+	return newModuleBedOf(t, "")
+}
+
+func newModuleBedOf(t *testing.T, config string) *bed.Bed {
+	t.Helper()
+	b := newBed(t, bed.Options{Config: config})
 	if err := b.Pull(t.Context(), images.Probe); err != nil {
 		t.Fatal(err)
 	}
@@ -118,10 +125,7 @@ func TestModuleExec(t *testing.T) {
 
 // TestModuleServes has modules take connections in their pod's network.
 func TestModuleServes(t *testing.T) {
-	b := newBed(t, bed.Options{})
-	if err := b.Pull(t.Context(), images.Probe); err != nil {
-		t.Fatal(err)
-	}
+	b := newModuleBed(t)
 	listening := func(c *runtime.ContainerConfig) {
 		probe("serve", "4")(c)
 		c.Envs = []*runtime.KeyValue{{Key: "KUASAR_LISTEN", Value: []byte("8080")}}
@@ -221,7 +225,7 @@ func entry(path string) func(*runtime.ContainerConfig) {
 
 // TestEngineRefused holds that a pod is not made whose engine there is not.
 func TestEngineRefused(t *testing.T) {
-	b := newModuleBed(t)
+	b := newModuleBedOf(t, withoutWasmEdge)
 	for engine, says := range map[string][]string{
 		"wasmedge": {"/nonexistent/wasmedge", "wasmedge ="},
 		"v8":       {wasm.Annotation, `"v8"`, "wazero, wasmtime, wasmedge"},
