@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -156,6 +157,18 @@ func TestStartThatIsTooLate(t *testing.T) {
 	f.gone("one")
 }
 
+// awaited is a context that says when somebody begins to wait with it.
+type awaited struct {
+	context.Context
+	once  sync.Once
+	waits chan struct{}
+}
+
+func (a *awaited) Done() <-chan struct{} {
+	a.once.Do(func() { close(a.waits) })
+	return a.Context.Done()
+}
+
 // A stop that waits already is not overtaken by a start.
 func TestStopBeforeStart(t *testing.T) {
 	f := newFixture(t)
@@ -163,7 +176,9 @@ func TestStopBeforeStart(t *testing.T) {
 	f.memory.OnCreate = hook
 	created := async(func() error { return f.create("one") })
 	<-entered
-	stopped := async(func() error { return f.Stop(f.ctx, "one") })
+	stop := &awaited{Context: f.ctx, waits: make(chan struct{})}
+	stopped := async(func() error { return f.Stop(stop, "one") })
+	<-stop.waits
 	started := async(func() error { _, err := f.Start(f.ctx, "one"); return err })
 	close(open)
 	f.must(f.await(created))
