@@ -89,8 +89,9 @@ lab-pods: bed ## test pods on KVM, vhost-vsock and cgroup v2, in an emulated mac
 
 .PHONY: lab
 lab: lab-pods ## all that is tested there: systemd, more of machines, the tests beside the code on its kernel
-	@$(GO) test -c -o $(LABTESTS)/ $(LAB)
-	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done'
+	@$(GO) test -c -o $(LABTESTS)/ $(LAB) ./cmd/kuasar-task
+	@build/lab/lab -timeout 10m -- sh -ec 'for d in $(LAB); do cd $$d; $(LABTESTS)/$${d##*/}.test -test.timeout 5m; cd $(CURDIR); done; \
+		cd cmd/kuasar-task; KUASAR_TEST_AGENT=$(CURDIR)/bin/kuasar-task $(LABTESTS)/kuasar-task.test -test.run TestCheckpoint'
 	@KUASAR_HANDLERS=kuasar-vmm build/lab/lab -timeout 10m -- sh -ec '$(TESTLAB)'
 	@KUASAR_HANDLERS=kuasar-runc build/lab/lab -timeout 10m -systemd -- sh -ec '$(TESTLAB)'
 

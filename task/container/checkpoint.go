@@ -92,8 +92,12 @@ func (r *Runtime) restore(ctx context.Context, ref server.Ref, p server.Process,
 		return server.Started{}, err
 	}
 	defer os.RemoveAll(dir)
-	if err := inherit(p.Spec, dir, path); err != nil {
+	config, err := inherit(p.Spec, path)
+	if err != nil {
 		return server.Started{}, err
+	}
+	if config != nil {
+		defer config.Close()
 	}
 	return r.create(ctx, ref, p, func(c *libcontainer.Container, lp *libcontainer.Process) error {
 		return keep(ref, work, "restore.log", c.Restore(lp, &libcontainer.CriuOpts{

@@ -83,35 +83,55 @@ func loadForDump(ref server.Ref, dir, image string) (*libcontainer.Container, er
 	return c, nil
 }
 
+// pipeSize is what a pipe holds at least, in bytes (pipe(7)).
+const pipeSize = 64 << 10
+
 // inherit has criu put criu's own stdio in the place of the FIFOs of the image.
-func inherit(spec *specs.Spec, dir, image string) error {
+//
+// criu must find that only once: it reads the file twice, before and after what
+// it is told otherwise (setup_opts_from_req of its cr-service.c), and takes each
+// descriptor once. So it is a pipe, which is empty the second time. The caller
+// closes it, unless it is nil.
+func inherit(spec *specs.Spec, image string) (config *os.File, err error) {
 	b, err := os.ReadFile(filepath.Join(image, stdioFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // made by another runtime, or with a terminal
+		return nil, nil // made by another runtime, or with a terminal
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var fifos map[int]string
 	if err := json.Unmarshal(b, &fifos); err != nil {
-		return invalid("%s of image %s: %w", stdioFile, image, err)
+		return nil, invalid("%s of image %s: %w", stdioFile, image, err)
 	}
 	var lines []string
 	for fd, name := range fifos {
 		if strings.ContainsAny(name, " \n") {
-			return invalid("%s of image %s: %q", stdioFile, image, name)
+			return nil, invalid("%s of image %s: %q", stdioFile, image, name)
 		}
 		lines = append(lines, fmt.Sprintf("inherit-fd fd[%d]:%s", fd, name))
 	}
-	path, err := configure(dir, spec.Annotations[criuConfig], lines)
+	text, err := configuration(spec.Annotations[criuConfig], lines)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if len(text) > pipeSize {
+		return nil, invalid("configuration of criu: %d bytes, more than %d", len(text), pipeSize)
+	}
+	config, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.WriteString(text)
+	if err = errors.Join(err, w.Close()); err != nil {
+		config.Close()
+		return nil, fmt.Errorf("configuration of criu: %w", err)
 	}
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}
-	spec.Annotations[criuConfig] = path
-	return nil
+	spec.Annotations[criuConfig] = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), config.Fd())
+	return config, nil
 }
 
 // external returns criu's names of the FIFOs among a process's stdio.
@@ -160,6 +180,19 @@ func mountID(path string) (int, error) {
 
 // configure writes a configuration file with what base says, and lines.
 func configure(dir, base string, lines []string) (path string, err error) {
+	text, err := configuration(base, lines)
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, "criu.conf")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		return "", fmt.Errorf("configuration of criu: %w", err)
+	}
+	return path, nil
+}
+
+// configuration adds lines to that of the operator.
+func configuration(base string, lines []string) (string, error) {
 	if base == "" {
 		base = defaultConfig
 	}
@@ -167,12 +200,7 @@ func configure(dir, base string, lines []string) (path string, err error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("configuration of criu: %w", err)
 	}
-	path = filepath.Join(dir, "criu.conf")
-	text := string(b) + "\n" + strings.Join(lines, "\n") + "\n"
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		return "", fmt.Errorf("configuration of criu: %w", err)
-	}
-	return path, nil
+	return string(b) + "\n" + strings.Join(lines, "\n") + "\n", nil
 }
 
 func label(labels []string) string {

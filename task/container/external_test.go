@@ -46,7 +46,7 @@ func TestExternal(t *testing.T) {
 func TestInherit(t *testing.T) {
 	dir, image := t.TempDir(), t.TempDir()
 	spec := &specs.Spec{}
-	if err := inherit(spec, dir, image); err != nil || spec.Annotations != nil {
+	if config, err := inherit(spec, image); err != nil || config != nil || spec.Annotations != nil {
 		t.Errorf("an image without: %v, %v", spec.Annotations, err)
 	}
 	put := func(path, text string) {
@@ -59,16 +59,21 @@ func TestInherit(t *testing.T) {
 	put(own, "log-level 4")
 	spec.Annotations = map[string]string{criuConfig: own}
 	put(filepath.Join(image, stdioFile), `{"1":"file[1b:ff]"}`)
-	if err := inherit(spec, dir, image); err != nil {
+	config, err := inherit(spec, image)
+	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := os.ReadFile(spec.Annotations[criuConfig])
-	if err != nil || strings.Join(strings.Fields(string(b)), " ") != "log-level 4 inherit-fd fd[1]:file[1b:ff]" {
-		t.Errorf("%q, %v", b, err)
+	defer config.Close()
+	for _, want := range []string{"log-level 4 inherit-fd fd[1]:file[1b:ff]", ""} { // criu reads it twice
+		b, err := os.ReadFile(spec.Annotations[criuConfig])
+		if err != nil || strings.Join(strings.Fields(string(b)), " ") != want {
+			t.Errorf("%q, %v", b, err)
+		}
 	}
+	spec.Annotations = nil
 	for _, bad := range []string{"{", `{"x":"y"}`, `{"1":"file[1:2]\nexec-cmd x"}`} {
 		put(filepath.Join(image, stdioFile), bad)
-		if err := inherit(spec, dir, image); !errdefs.IsInvalidArgument(err) {
+		if _, err := inherit(spec, image); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
