@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
@@ -57,9 +58,20 @@ func pieces(w writer, b []byte) (n int, err error) {
 	}
 }
 
+// greetTries is how often the host is dialed, where nothing answers: each takes
+// two seconds (VSOCK_DEFAULT_CONNECT_TIMEOUT of net/vmw_vsock/af_vsock.c). What
+// is sent just when a device was plugged may be lost.
+const greetTries = 5
+
 // Greet says hello to the host, which listens for it.
 func Greet() error {
-	c, err := vsock.Dial(unix.VMADDR_CID_HOST, api.Port, nil)
+	var c net.Conn
+	var err error
+	for range greetTries {
+		if c, err = dialHost(); !errors.Is(err, unix.ETIMEDOUT) {
+			break
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("dial the host: %w", err)
 	}
@@ -68,4 +80,12 @@ func Greet() error {
 		return fmt.Errorf("say hello to the host: %w", err)
 	}
 	return nil
+}
+
+func dialHost() (net.Conn, error) {
+	c, err := vsock.Dial(unix.VMADDR_CID_HOST, api.Port, nil)
+	if err != nil {
+		return nil, err // and no nil of another type
+	}
+	return c, nil
 }
