@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	handlers = flag.String("handlers", bed.Stock+","+bed.Runc+","+bed.Wasm+","+bed.VMM, "handlers to run, the one to compare with first")
+	handlers = flag.String("handlers", bed.Stock+","+bed.Runc+","+bed.Wasm, "handlers to run, the one to compare with first; kuasar-vmm with at most 3 nodes")
 	nodes    = flag.Int("nodes", 6, "cases that run at a time: most wait for most of their time")
 	update   = flag.Bool("update", os.Getenv("KUASAR_CRITEST_UPDATE") != "", "write docs/critest.md")
 )
@@ -61,9 +61,9 @@ func TestCritest(t *testing.T) {
 const heading = `# critest
 
 The conformance suite of Kubernetes' container runtime interface, cri-tools
-v1.36.0, run against four handlers of one daemon: containerd's own shim with
+v1.36.0, run against three handlers of one daemon: containerd's own shim with
 Debian's runc, which has no user namespaces for pods before version 1.2, the
-runc sandboxer, the wasm sandboxer, and the vmm sandboxer with QEMU. ` + "`make critest-docs`" + ` runs it again and
+runc sandboxer, and the wasm sandboxer. ` + "`make critest-docs`" + ` runs it again and
 writes this file.
 
 For the wasm sandboxer the suite's default image is one of WebAssembly: a module
