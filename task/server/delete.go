@@ -113,25 +113,30 @@ func (s *Server) deleteContainer(ctx context.Context, p *process) error {
 	return Join(err, p.bury())
 }
 
-// end kills a container that was created and not started, and waits for it.
+// end kills a container that was created and not started, and waits for it. One
+// that has exited, but whose exit is not recorded yet, it waits for as well:
+// clients may have seen the exit before us.
 func (s *Server) end(ctx context.Context, p *process) error {
-	if p.get().Status != created {
-		return nil
-	}
 	if err := p.take(ctx); err != nil { // so that it is not started or closed meanwhile
 		return err
 	}
 	p.c.mu.Lock()
-	fd, st := p.fd, p.saved.Status
+	fd, st, dying := p.fd, p.saved.Status, p.c.dying
 	p.c.mu.Unlock()
-	if st != created || fd == nil {
-		p.pass()
-		return nil
+	var err error
+	if st == created && fd != nil {
+		dying = true
+		err = pidfd.Signal(fd, unix.SIGKILL)
+	} else if fd != nil && !dying {
+		running, perr := pidfd.Running(fd)
+		dying = perr == nil && !running
 	}
-	err := pidfd.Signal(fd, unix.SIGKILL)
 	p.pass()
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill container %s: %w", p.c.id, err)
+	}
+	if !dying {
+		return nil
 	}
 	return p.await(ctx)
 }

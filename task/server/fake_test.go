@@ -233,6 +233,12 @@ func (h *holder) Drop(key string) {
 	delete(h.held, key)
 }
 
+func (h *holder) holds(key string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held[key]
+}
+
 func (h *holder) count() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -106,7 +106,7 @@ func TestRestore(t *testing.T) {
 	if r.runtime.count("delete") != 2 || r.runtime.count("start") != 1 {
 		t.Errorf("calls: %v", r.runtime.calls)
 	}
-	if r.holder.held["ns/gone//pidfd"] {
+	if r.holder.holds("ns/gone//pidfd") {
 		t.Error("what nobody needs is held")
 	}
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
@@ -263,6 +265,36 @@ func TestDeleteWaitsForCreate(t *testing.T) {
 	}
 	if r.files() != 0 || len(r.containers) != 0 {
 		t.Errorf("left: %d files, %d containers", r.files(), len(r.containers))
+	}
+}
+
+// TestDeleteOfWhatJustExited asks at once when the kernel says that the process
+// exited.
+func TestDeleteOfWhatJustExited(t *testing.T) {
+	r := newRig(t).restore(nil)
+	for i := range 50 {
+		id := fmt.Sprint("c", i)
+		r.create(id, "")
+		r.start(id, "")
+		p, err := r.Server.process(r.ctx, id, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.PidfdOpen(p.get().Pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.runtime.exit(id, 0, 7)
+		for err = unix.EINTR; err == unix.EINTR; {
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Close(fd)
+		if d, err := r.Delete(r.ctx, &wire.DeleteRequest{Id: id}); err != nil || d.ExitStatus != 7 {
+			t.Fatalf("delete %s: %v, %v", id, d, err)
+		}
 	}
 }
 
