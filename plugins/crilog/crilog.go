@@ -63,9 +63,6 @@ func Complete(path string, streams ...Retained) (int, error) {
 	}
 	var lost int
 	var b bytes.Buffer
-	if !bytes.HasSuffix(entries, []byte("\n")) && len(entries) > 0 {
-		b.WriteByte('\n') // the daemon died within an entry
-	}
 	var foreign error
 	for _, s := range streams {
 		missing, ok := missing(content(entries, s.Stream), whole, s.Data, s.Complete)
@@ -78,10 +75,24 @@ func Complete(path string, streams ...Retained) (int, error) {
 	if lost == 0 {
 		return 0, foreign
 	}
+	if err := mend(file, entries); err != nil {
+		return 0, fmt.Errorf("complete log %s: %w", path, err)
+	}
 	if _, err := file.Write(b.Bytes()); err != nil {
 		return 0, fmt.Errorf("complete log: %w", err)
 	}
 	return lost, foreign
+}
+
+// mend removes the beginning of an entry from the end of a log: the daemon died
+// while it wrote that, and what it was to be is retained.
+func mend(file *os.File, entries []byte) error {
+	torn := int64(len(entries) - 1 - bytes.LastIndexByte(entries, '\n'))
+	info, err := file.Stat()
+	if err != nil || torn == 0 || torn > info.Size() { // of a file before this one
+		return err
+	}
+	return file.Truncate(info.Size() - torn)
 }
 
 // large lets one log at a time be read beyond tail: it is held in memory.
