@@ -210,6 +210,25 @@ func TestRemovedLogStaysRemoved(t *testing.T) {
 	}
 }
 
+// FuzzComplete is for what a guest says that it kept, of whatever is in a log.
+// Nothing of the log's whole entries is lost.
+func FuzzComplete(f *testing.F) {
+	f.Add("2026-01-02T03:04:05Z stdout F a\n2026-01-02T03:04:05Z stdout F b", []byte("a\nb\nc\n"), true)
+	f.Add("", []byte("\r\n\r\n"), false)
+	f.Add("no entry", []byte{0}, true)
+	f.Fuzz(func(t *testing.T, entries string, kept []byte, complete bool) {
+		path := filepath.Join(t.TempDir(), "0.log")
+		if err := os.WriteFile(path, []byte(entries), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = Complete(path, Retained{"stdout", kept, complete})
+		b, err := os.ReadFile(path)
+		if whole := entries[:strings.LastIndexByte(entries, '\n')+1]; err != nil || !strings.HasPrefix(string(b), whole) {
+			t.Fatalf("log is %q, %v", b, err)
+		}
+	})
+}
+
 func FuzzMissing(f *testing.F) {
 	f.Add("a\nb\n", 2, 1)
 	f.Fuzz(func(t *testing.T, output string, cut, forgotten int) {

@@ -115,6 +115,7 @@ func (r *rig) crash(between func()) {
 		t.uncover()
 		for _, p := range t.processes() {
 			p.letStdin()
+			p.letStreams()
 		}
 	}
 	r.must(r.boxes.Close())

@@ -3,11 +3,14 @@ package tasks
 import (
 	"errors"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	logtest "github.com/sirupsen/logrus/hooks/test"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -135,6 +138,36 @@ func TestGuestOutOfMemory(t *testing.T) {
 	defer r.log.mu.Unlock()
 	if n := len(r.log.lines); n > 10 {
 		t.Errorf("%d events", n)
+	}
+}
+
+// What a guest says of exits is logged once, however often and of whatever
+// process it says it, and no more than a line.
+func TestGuestDoesNotFillTheLog(t *testing.T) {
+	r := newGuestRig(t)
+	r.silent("c")
+	lines := logtest.NewGlobal()
+	log.L.Logger.AddHook(lines)
+	for pid := range uint32(1000) {
+		e := exited("c", 3, timestamppb.New(exitTime))
+		e.GetExit().Pid = pid
+		e.GetExit().Exit.Unknown = strings.Repeat("x", 1<<20)
+		r.dispatch(&follower{pod: podID}, e)
+	}
+	var size int
+	for _, l := range lines.AllEntries() {
+		size += len(l.Message)
+	}
+	if size == 0 || size > 1000 {
+		t.Errorf("%d bytes are logged", size)
+	}
+}
+
+// Nothing of a guest's can be written to the host's files.
+func TestGuestHasNoCheckpoint(t *testing.T) {
+	r := newGuestRig(t)
+	if err := r.silent("c").Checkpoint(r.ctx, "/there", nil); !errdefs.IsNotImplemented(err) {
+		t.Errorf("checkpoint: %v", err)
 	}
 }
 

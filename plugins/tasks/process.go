@@ -42,6 +42,7 @@ type process struct {
 
 	carrier *stream.Carrier // of stdio, if the agent shares no file system with us
 	fresh   bool            // an exec of this daemon: Start opens its stdio
+	logged  stream.Places   // how much of the output a restart found in the log
 
 	// While calls run whose events must come before that of an exit, and while
 	// there is a veil, the exit waits here.
@@ -145,22 +146,24 @@ func (p *process) made(pid uint32) {
 
 // exited takes note of an exit and tells, once. pid is 0 if only the id is
 // known, and not whether it is of a former process of that id. A process without
-// a pid never ran, and its exit is no event.
-func (p *process) exited(pid uint32, e exit) {
+// a pid never ran, and its exit is no event. first says that nobody had said so
+// before.
+func (p *process) exited(pid uint32, e exit) (first bool) {
 	p.mu.Lock()
 	if p.pid == 0 {
 		p.pid = pid // until made
 	}
 	if p.status == runtime.StoppedStatus || pid != 0 && pid != p.pid {
 		p.mu.Unlock()
-		return
+		return false
 	}
-	if p.pending == nil {
+	first = p.pending == nil
+	if first {
 		p.pending = &e
 	}
 	if p.busy > 0 || p.veiled {
 		p.mu.Unlock()
-		return
+		return first
 	}
 	e = *p.pending // who was the first to say
 	p.status, p.exit = runtime.StoppedStatus, e
@@ -175,9 +178,13 @@ func (p *process) exited(pid uint32, e exit) {
 		fpExited.Hit()
 	}
 	close(p.done) // nobody waits for what follows: the agent knows of the exit until Delete
+	if p.exec == "" {
+		p.task.expire()
+	}
 	if event {
 		p.recordTold(e)
 	}
+	return first
 }
 
 // recordTold keeps a restart from telling again. An exec that was deleted

@@ -65,15 +65,15 @@ func (p *process) ending(pid uint32, e *api.Exit) {
 	if e == nil {
 		e = &api.Exit{Status: unknownStatus, ExitedAt: timestamppb.Now(), Unknown: "the agent does not say"}
 	}
-	if e.Unknown != "" && !p.isDone() {
-		log.G(p.task.runtime.life).WithField("id", p.task.key.id).WithField("exec", p.exec).
-			Warnf("exit status is unknown: %s", e.Unknown)
-	}
 	at := time.Now()
 	if e.ExitedAt.CheckValid() == nil {
 		at = e.ExitedAt.AsTime()
 	}
-	p.exited(pid, exit{Status: e.Status, At: at})
+	// Once, and not much: it may be a guest that says so.
+	if first := p.exited(pid, exit{Status: e.Status, At: at}); first && e.Unknown != "" {
+		log.G(p.task.runtime.life).WithField("id", p.task.key.id).WithField("exec", p.exec).
+			Warnf("exit status is unknown: %.200q", e.Unknown)
+	}
 }
 
 // reconcile makes the tasks of an agent what it says they are.

@@ -24,6 +24,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/task/stream"
 )
 
 const (
@@ -77,7 +78,7 @@ func (r *Runtime) restore(ctx context.Context) {
 // that time. To withhold the task from that instead would be worse, for the
 // kubelet ends containers in an unknown state.
 func (r *Runtime) revive(ctx context.Context, tasks []*Task) {
-	r.veil(tasks)
+	look := r.veil(tasks)
 	for _, t := range tasks {
 		if t.phase() == living && !t.isDone() {
 			t.holdStdin()
@@ -85,12 +86,21 @@ func (r *Runtime) revive(ctx context.Context, tasks []*Task) {
 	}
 	late := r.meet(ctx, tasks)
 	ready := slices.DeleteFunc(slices.Clone(tasks), func(t *Task) bool { return late[t.pod] != nil })
+	for _, t := range tasks {
+		if late[t.pod] != nil || !t.streams() {
+			look(t)
+		}
+	}
 	var mu sync.Mutex // guards late
 	var g errgroup.Group
 	g.SetLimit(restoreLimit)
 	for _, t := range ready {
 		g.Go(func() error {
-			if err := t.restore(ctx); err != nil {
+			err := t.restore(ctx)
+			if t.streams() { // this daemon has its output open, too
+				look(t)
+			}
+			if err != nil {
 				log.G(ctx).WithError(err).WithField("id", t.key.id).Warn("task is not restored yet")
 				mu.Lock()
 				defer mu.Unlock()
@@ -106,18 +116,19 @@ func (r *Runtime) revive(ctx context.Context, tasks []*Task) {
 	}
 }
 
-// veil covers those of the tasks whose output the CRI plugin reads.
-func (r *Runtime) veil(tasks []*Task) {
+// veil covers those of the tasks whose output the CRI plugin reads. look begins
+// to look for that, once, when this daemon has opened of one what it does.
+func (r *Runtime) veil(tasks []*Task) (look func(*Task)) {
 	tasks = slices.DeleteFunc(slices.Clone(tasks), func(t *Task) bool {
 		return !t.saved.Retain || t.phase() != living || t.isDone()
 	})
 	if len(tasks) == 0 {
-		return
+		return func(*Task) {}
 	}
 	v, err := newVeils()
 	if err != nil {
 		log.G(r.life).WithError(err).Warn("output of containers that exit just now may be lost")
-		return
+		return func(*Task) {}
 	}
 	for _, t := range tasks {
 		if err := v.cover(t); err != nil {
@@ -136,6 +147,11 @@ func (r *Runtime) veil(tasks []*Task) {
 			t.uncover()
 		}
 	}()
+	return func(t *Task) {
+		if err := v.look(t); err != nil {
+			log.G(r.life).WithError(err).Warn("output is lost if the container exits just now")
+		}
+	}
 }
 
 func (r *Runtime) recorded() []key {
@@ -281,7 +297,11 @@ func (t *Task) completeLog(ctx context.Context) (n int, ended bool, err error) {
 			streams = append(streams, crilog.Retained{Stream: name, Data: o.Data, Complete: o.Complete})
 		}
 	}
-	n, err = crilog.Complete(path, streams...)
+	if n, err = crilog.Complete(path, streams...); err == nil {
+		t.process.mu.Lock()
+		t.process.logged = stream.Places{Stdout: kept.Stdout.GetEnd(), Stderr: kept.Stderr.GetEnd()}
+		t.process.mu.Unlock()
+	}
 	return n, kept.Ended, err
 }
 

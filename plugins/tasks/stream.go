@@ -107,8 +107,25 @@ func (p *process) carried() *stream.Carrier {
 
 // attach begins to copy: the agent has the process.
 func (p *process) attach() {
-	if c := p.carried(); c != nil {
-		c.Attach(p.task.sandbox.Stream)
+	p.mu.Lock()
+	c, at := p.carrier, p.logged
+	p.mu.Unlock()
+	if c == nil {
+		return
+	}
+	c.Attach(p.task.sandbox, at)
+	if p.task.isDone() {
+		c.Exited()
+	}
+}
+
+// expire has nobody wait without end for output of a container that has exited:
+// a guest may tell of the one and not of the other.
+func (t *Task) expire() {
+	for _, p := range t.processes() {
+		if c := p.carried(); c != nil {
+			c.Exited()
+		}
 	}
 }
 

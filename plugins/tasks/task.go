@@ -269,6 +269,9 @@ func (t *Task) Pids(ctx context.Context) ([]runtime.ProcessInfo, error) {
 
 // Checkpoint implements runtime.Task.
 func (t *Task) Checkpoint(ctx context.Context, path string, options *types.Any) error {
+	if t.streams() {
+		return fmt.Errorf("checkpoint %s: it is in a guest, which has no files of the host's to write it to: %w", t, errdefs.ErrNotImplemented)
+	}
 	agent, err := t.agent(ctx)
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", t, err)

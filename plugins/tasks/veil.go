@@ -3,6 +3,7 @@ package tasks
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -95,14 +96,10 @@ func (v *veils) opened(watch int32) {
 // close stops looking. Veils stay.
 func (v *veils) close() error { return v.poll.Close() }
 
-// cover puts a veil on a task.
+// cover puts a veil on a task, which look lifts in time.
 func (v *veils) cover(t *Task) error {
 	one := &veil{}
-	var paths []string
-	for _, path := range []string{t.stdio.Stdout, t.stdio.Stderr} {
-		if path == "" {
-			continue
-		}
+	for _, path := range t.outputs() {
 		// For reading and writing: then it waits for nobody to open the rest.
 		fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 		if err != nil {
@@ -110,9 +107,8 @@ func (v *veils) cover(t *Task) error {
 			return fmt.Errorf("keep output %s of %s: %w", path, t, err)
 		}
 		one.fifos = append(one.fifos, fd)
-		paths = append(paths, path)
 	}
-	if one.left = len(paths); one.left == 0 {
+	if one.left = len(one.fifos); one.left == 0 {
 		return nil
 	}
 	t.mu.Lock()
@@ -121,13 +117,27 @@ func (v *veils) cover(t *Task) error {
 	t.process.mu.Lock()
 	t.process.veiled = true
 	t.process.mu.Unlock()
-	for _, path := range paths {
+	return nil
+}
+
+// look begins to look for who opens a task's output. All that this daemon opens
+// of it must be open by then.
+func (v *veils) look(t *Task) error {
+	if !t.covered() {
+		return nil
+	}
+	for _, path := range t.outputs() {
 		if err := v.watch(path, t); err != nil {
 			t.uncover()
 			return fmt.Errorf("keep output of %s: %w", t, err)
 		}
 	}
 	return nil
+}
+
+// outputs are the FIFOs of a task's output.
+func (t *Task) outputs() []string {
+	return slices.DeleteFunc([]string{t.stdio.Stdout, t.stdio.Stderr}, func(path string) bool { return path == "" })
 }
 
 func (v *veils) watch(path string, t *Task) error {
@@ -144,6 +154,12 @@ func (one *veil) close() {
 	for _, fd := range one.fifos {
 		unix.Close(fd)
 	}
+}
+
+func (t *Task) covered() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.veil != nil
 }
 
 // uncover lifts the veil, if there is one.

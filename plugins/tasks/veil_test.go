@@ -26,6 +26,9 @@ func (r *rig) runCRI(id string) (t runtime.Task, stdout, stderr string) {
 	opts := createOpts(criSpec)
 	stdout, stderr = r.fifo(id+"-out"), r.fifo(id+"-err")
 	opts.IO = runtime.IO{Stdout: stdout, Stderr: stderr}
+	for _, path := range []string{stdout, stderr} { // as it does before, to read
+		defer r.end(path, os.O_RDONLY|unix.O_NONBLOCK).Close()
+	}
 	t, err := r.Create(r.ctx, id, opts)
 	r.must(err)
 	r.must(t.Start(r.ctx))
@@ -42,9 +45,14 @@ func (r *rig) reader(path string) *os.File {
 }
 
 // The CRI plugin learns of an exit after its restart only when it has the
-// output open.
+// output open; that this daemon opens a guest's is not enough.
 func TestExitWaitsForTheReaderAfterARestart(t *testing.T) {
-	r := newRig(t)
+	for name, r := range map[string]*rig{"host": newRig(t), "guest": newGuestRig(t)} {
+		t.Run(name, func(t *testing.T) { exitWaits(t, r) })
+	}
+}
+
+func exitWaits(t *testing.T, r *rig) {
 	_, out, errs := r.runCRI("c")
 	// What the agent wrote and has closed is lost unless somebody has it open.
 	agent, err := os.OpenFile(out, os.O_RDWR, 0)

@@ -407,7 +407,10 @@ type Output struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
 	// data is all that the stream ever carried.
-	Complete      bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	Complete bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	// Where data ends, in bytes from the stream's beginning. It is a guest's: who
+	// has logged data goes on from there; see package task/stream.
+	End           uint64 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -454,6 +457,13 @@ func (x *Output) GetComplete() bool {
 		return x.Complete
 	}
 	return false
+}
+
+func (x *Output) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
 }
 
 // Process is a container's first process (exec_id empty) or an exec.
@@ -850,10 +860,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x10RetainedResponse\x12/\n" +
 	"\x06stdout\x18\x01 \x01(\v2\x17.kuasar.agent.v1.OutputR\x06stdout\x12/\n" +
 	"\x06stderr\x18\x02 \x01(\v2\x17.kuasar.agent.v1.OutputR\x06stderr\x12\x14\n" +
-	"\x05ended\x18\x03 \x01(\bR\x05ended\"8\n" +
+	"\x05ended\x18\x03 \x01(\bR\x05ended\"J\n" +
 	"\x06Output\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
-	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\xb3\x02\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x04R\x03end\"\xb3\x02\n" +
 	"\aProcess\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +

@@ -64,10 +64,7 @@ func (b *backlog) delivered(offset uint64) {
 	b.forgot = true
 }
 
-// take hands over all there is, as delivered. complete says that it is all
-// there ever was.
-func (b *backlog) take() (data []byte, complete bool) {
-	data, complete = slices.Clone(b.data), !b.forgot
-	b.delivered(b.end())
-	return data, complete
+// all copies what there is. complete says that it is all there ever was.
+func (b *backlog) all() (data []byte, complete bool) {
+	return slices.Clone(b.data), !b.forgot
 }

@@ -221,7 +221,8 @@ func (p *process) Exited(ctx context.Context) error {
 }
 
 // Retained returns the newest output of a process whose Config said Retain, and
-// what was not delivered yet: that counts as delivered then.
+// what was not delivered yet. A connection that begins at its end says that it
+// was.
 func (p *process) Retained() (*api.RetainedResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -231,11 +232,11 @@ func (p *process) Retained() (*api.RetainedResponse, error) {
 		if !ok {
 			continue
 		}
-		data, complete, err := o.retained(p.exited)
+		kept, err := o.retained(p.exited)
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", kind(k), err)
 		}
-		out[k] = &api.Output{Data: data, Complete: complete}
+		out[k] = kept
 	}
 	return &api.RetainedResponse{Stdout: out[stdout], Stderr: out[stderr], Ended: p.exited}, nil
 }

@@ -54,6 +54,9 @@ type Carrier struct {
 	cancel  context.CancelFunc
 	drained chan struct{}
 
+	exited context.Context // until Exited
+	late   context.CancelFunc
+
 	mu       sync.Mutex
 	attached bool
 	closed   bool
@@ -63,13 +66,17 @@ type Carrier struct {
 func newCarrier(io stdio.IO, cfg stdio.Config) *Carrier {
 	c := &Carrier{io: io, cfg: cfg, drained: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.exited, c.late = context.WithCancel(context.Background())
 	return c
 }
+
+// Places are how much of outputs is delivered already, in bytes.
+type Places struct{ Stdout, Stderr uint64 }
 
 // Attach begins to copy, once the guest has the process. It goes on in the
 // background, also with another connection if one breaks. Repeated, it does
 // nothing.
-func (c *Carrier) Attach(dial Dial) {
+func (c *Carrier) Attach(from Source, at Places) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.attached || c.closed {
@@ -82,7 +89,10 @@ func (c *Carrier) Attach(dial Dial) {
 		if f == nil && (kind(k) != stdin || c.cfg.Stdin == "") {
 			continue
 		}
-		s := &stream{name: name(c.cfg.Namespace, c.cfg.Container, c.cfg.Exec, kind(k)), kind: kind(k), file: f}
+		s := &stream{
+			name: name(c.cfg.Namespace, c.cfg.Container, c.cfg.Exec, kind(k)), kind: kind(k), file: f,
+			at: [kinds]uint64{stdout: at.Stdout, stderr: at.Stderr}[k], exited: c.exited, left: lateTime,
+		}
 		if s.kind != stdin {
 			outputs.Add(1)
 		}
@@ -90,7 +100,7 @@ func (c *Carrier) Attach(dial Dial) {
 			if s.kind != stdin {
 				defer outputs.Done()
 			}
-			c.carry(s, dial)
+			c.carry(s, from)
 		})
 	}
 	c.all.Go(func() {
@@ -103,14 +113,18 @@ func (c *Carrier) Attach(dial Dial) {
 }
 
 // carry copies until the stream ends: then its reader sees the end.
-func (c *Carrier) carry(s *stream, dial Dial) {
+func (c *Carrier) carry(s *stream, from Source) {
 	if s.file != nil {
 		defer s.file.Close()
 	}
-	if err := s.carry(c.ctx, dial); err != nil && c.ctx.Err() == nil {
+	if err := s.carry(c.ctx, from); err != nil && c.ctx.Err() == nil {
 		log.L.WithError(err).WithField("stream", s.name).Info("a guest's stream ended early")
 	}
 }
+
+// Exited says that the container has: all of its output is in the guest, which is
+// not waited for without end from now on. Idempotent.
+func (c *Carrier) Exited() { c.late() }
 
 // CloseStdin ends stdin once what is in its FIFO was sent, and no client has
 // that open. The guest's end has to be closed, too; see stdio.IO.
@@ -135,5 +149,6 @@ func (c *Carrier) Close() error {
 	c.mu.Unlock()
 	c.cancel()
 	c.all.Wait()
+	c.late()
 	return c.io.Close()
 }

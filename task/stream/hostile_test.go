@@ -5,14 +5,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
 	"testing"
 	"time"
-
-	"github.com/containerd/errdefs"
 )
 
 // framed makes frames of texts.
@@ -85,27 +82,38 @@ func FuzzCarry(f *testing.F) {
 			got, _ := io.ReadAll(in)
 			read <- got
 		}()
-		dials := 0
-		s := &stream{name: "ns/c//stdout", kind: stdout, file: out}
-		err = s.carry(t.Context(), func(context.Context) (net.Conn, error) {
-			if dials++; dials > tries { // else what it carries would do for ever
-				return nil, fmt.Errorf("the guest is gone: %w", errdefs.ErrUnavailable)
-			}
-			return speaker(b), nil
-		})
+		s := &stream{name: "ns/c//stdout", kind: stdout, file: out, exited: t.Context(), left: lateTime}
+		guest := &parrot{says: b, done: make(chan struct{})}
+		err = s.carry(t.Context(), guest)
 		out.Close()
 		got := <-read
 		var text []byte
 		if len(b) >= answerSize && b[0] == answerYes {
 			text, _ = parse(b[answerSize:])
 		}
-		if len(got) > dials*len(text) {
-			t.Errorf("%d bytes of %d connections that sent %d", len(got), dials, len(text))
+		if len(got) > guest.dials*len(text) {
+			t.Errorf("%d bytes of %d connections that sent %d", len(got), guest.dials, len(text))
 		}
 		if err == nil && len(b) == 0 {
 			t.Error("no error of a guest that says nothing")
 		}
 	})
+}
+
+// parrot says the same on each connection, and is gone after the second.
+type parrot struct {
+	says  []byte
+	dials int
+	done  chan struct{}
+}
+
+func (p *parrot) Done() <-chan struct{} { return p.done }
+
+func (p *parrot) Stream(context.Context) (net.Conn, error) {
+	if p.dials++; p.dials == 2 {
+		close(p.done)
+	}
+	return speaker(p.says), nil
 }
 
 // answered is the beginning of a connection.

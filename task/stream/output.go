@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
 // output is the guest's end of a process's output.
@@ -172,7 +174,7 @@ func (o *output) frame(c net.Conn, offset uint64) (int, error) {
 	b := frames.Get().(*[frameSize]byte)
 	defer frames.Put(b)
 	o.mu.Lock()
-	if offset < o.log.start { // it was handed over meanwhile: see retained
+	if offset < o.log.start { // another connection has delivered it meanwhile
 		o.mu.Unlock()
 		return 0, io.EOF
 	}
@@ -181,22 +183,24 @@ func (o *output) frame(c net.Conn, offset uint64) (int, error) {
 	return n, writeFrame(c, b, n)
 }
 
-// retained hands over all output there is. Of a process that has exited that
-// includes what is in the FIFO: nobody will come to read that.
-func (o *output) retained(exited bool) (data []byte, complete bool, err error) {
+// retained is all output there is. Of a process that has exited that includes
+// what is in the FIFO: nobody will come to read that. It counts as delivered when
+// the host says so.
+func (o *output) retained(exited bool) (kept *api.Output, err error) {
 	err = o.raw.Control(func(fd uintptr) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		for exited && !o.ended && o.read(int(fd), dataSize) > 0 {
 		}
-		data, complete = o.log.take()
+		data, complete := o.log.all()
+		kept = &api.Output{Data: data, Complete: complete, End: o.log.end()}
 		if o.conn != nil { // of a daemon that is gone
 			o.conn.Close()
 			o.conn = nil
 		}
 		o.changed.Broadcast()
 	})
-	return data, complete, err
+	return kept, err
 }
 
 // close gives up what was not delivered.

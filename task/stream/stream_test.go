@@ -72,8 +72,11 @@ func (r *rig) opener() *stdio.Host {
 	return h
 }
 
-// dial implements Dial.
-func (r *rig) dial(ctx context.Context) (net.Conn, error) {
+// Done implements Source.
+func (r *rig) Done() <-chan struct{} { return nil }
+
+// Stream implements Source.
+func (r *rig) Stream(ctx context.Context) (net.Conn, error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", r.addr)
 	if err != nil {
 		return nil, err
@@ -218,7 +221,7 @@ func TestOutput(t *testing.T) {
 	stdout, stderr := r.reader(cfg.Stdout), r.reader(cfg.Stderr)
 	c := r.open(cfg)
 	sio, cmd := r.run(cfg, "seq 1 100000; seq 5 90000 >&2")
-	c.Attach(r.dial)
+	c.Attach(r, Places{})
 	r.end(sio, cmd)
 	r.expect("stdout", stdout, numbers(1, 100000))
 	r.expect("stderr", stderr, numbers(5, 90000))
@@ -242,7 +245,7 @@ func TestBrokenConnections(t *testing.T) {
 			stdout := r.reader(cfg.Stdout)
 			c := r.open(cfg)
 			sio, cmd := r.run(cfg, fmt.Sprint("seq 1 ", n))
-			c.Attach(r.dial)
+			c.Attach(r, Places{})
 			r.end(sio, cmd)
 			r.expect("stdout", stdout, numbers(1, n))
 			r.mu.Lock()
@@ -267,7 +270,7 @@ func TestNextDaemon(t *testing.T) {
 	defer in.Close()
 	first := r.open(cfg)
 	sio, cmd := r.run(cfg, "echo one; read x; echo $x; read x; echo $x")
-	first.Attach(r.dial)
+	first.Attach(r, Places{})
 	line := func(want string) {
 		t.Helper()
 		b := make([]byte, 100)
@@ -287,7 +290,7 @@ func TestNextDaemon(t *testing.T) {
 	next, err := r.host.Reopen(r.ctx, cfg)
 	r.must(err)
 	defer next.Close()
-	next.Attach(r.dial)
+	next.Attach(r, Places{})
 	line("three\n")
 	r.end(sio, cmd)
 	r.drained(next)
@@ -314,7 +317,7 @@ func TestRetained(t *testing.T) {
 	stdout := r.reader(cfg.Stdout)
 	first := r.open(cfg)
 	sio, cmd := r.run(cfg, "seq 1 1000; read x; seq 1001 2000; read x; seq 2001 3000")
-	first.Attach(r.dial)
+	first.Attach(r, Places{})
 	r.must(first.Close())
 	<-stdout // whatever it was: this daemon did not log it
 
@@ -329,7 +332,7 @@ func TestRetained(t *testing.T) {
 	if got.Ended || !got.Stdout.Complete || got.Stderr != nil {
 		t.Errorf("ended %t, complete %t, stderr %v", got.Ended, got.Stdout.Complete, got.Stderr)
 	}
-	next.Attach(r.dial)
+	next.Attach(r, Places{Stdout: got.Stdout.End})
 	if _, err := in.WriteString("\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +377,7 @@ func TestBackpressure(t *testing.T) {
 	defer out.Close()
 	c := r.open(cfg)
 	sio, cmd := r.run(cfg, "seq 1 200000")
-	c.Attach(r.dial)
+	c.Attach(r, Places{})
 	o := sio.(*process).ends[stdout].(*output)
 	o.mu.Lock()
 	for o.log.room() > 0 {
@@ -400,7 +403,7 @@ func TestStdin(t *testing.T) {
 	stdout := r.reader(cfg.Stdout)
 	c := r.open(cfg)
 	sio, cmd := r.run(cfg, "cat")
-	c.Attach(r.dial)
+	c.Attach(r, Places{})
 	in, err := os.OpenFile(cfg.Stdin, os.O_WRONLY, 0)
 	r.must(err)
 	_, err = in.WriteString(numbers(1, 100000))
@@ -422,7 +425,7 @@ func TestStdinOfAnExited(t *testing.T) {
 	stdout := r.reader(cfg.Stdout)
 	c := r.open(cfg)
 	sio, cmd := r.run(cfg, "read x; echo $x")
-	c.Attach(r.dial)
+	c.Attach(r, Places{})
 	in, err := os.OpenFile(cfg.Stdin, os.O_WRONLY, 0)
 	r.must(err)
 	defer in.Close()
@@ -445,7 +448,7 @@ func TestSameOutput(t *testing.T) {
 	stdout := r.reader(path)
 	c := r.open(cfg)
 	sio, cmd := r.run(cfg, "echo one; echo two >&2; echo three")
-	c.Attach(r.dial)
+	c.Attach(r, Places{})
 	r.end(sio, cmd)
 	r.expect("both", stdout, "one\ntwo\nthree\n")
 }
@@ -456,39 +459,12 @@ func TestLogFile(t *testing.T) {
 	cfg := stdio.Config{Namespace: "n", Container: "c", Stdout: "file://" + path}
 	c := r.open(cfg)
 	sio, cmd := r.run(cfg, "seq 1 50000")
-	c.Attach(r.dial)
+	c.Attach(r, Places{})
 	r.end(sio, cmd)
 	r.drained(c)
 	if b, err := os.ReadFile(path); err != nil || string(b) != numbers(1, 50000) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
-}
-
-// A guest that is gone ends its streams after what came.
-func TestGuestGone(t *testing.T) {
-	r := newRig(t)
-	cfg := stdio.Config{Namespace: "n", Container: "c", Stdout: r.fifo("out")}
-	stdout := r.reader(cfg.Stdout)
-	c := r.open(cfg)
-	gone := false
-	c.Attach(func(context.Context) (net.Conn, error) {
-		if gone {
-			return nil, errBroken
-		}
-		gone = true
-		host, guest := net.Pipe()
-		go func() {
-			defer guest.Close()
-			_, _, _ = readRequest(guest)
-			_ = writeAnswer(guest, answerYes, 0)
-			b := [frameSize]byte{headSize: 'x'}
-			_ = writeFrame(guest, &b, 1)
-			_, _ = readCount(guest)
-		}()
-		return host, nil
-	})
-	r.expect("stdout", stdout, "x")
-	r.drained(c)
 }
 
 // A stream that the guest does not have ends at once.
@@ -497,6 +473,6 @@ func TestUnknown(t *testing.T) {
 	cfg := stdio.Config{Namespace: "n", Container: "none", Stdout: r.fifo("out")}
 	stdout := r.reader(cfg.Stdout)
 	c := r.open(cfg)
-	c.Attach(r.dial)
+	c.Attach(r, Places{})
 	r.expect("stdout", stdout, "")
 }
