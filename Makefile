@@ -43,10 +43,18 @@ build: ## build bin/: the daemon, the agent, Wasmtime's runner, kuasar-ctl, and 
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctr $(CONTAINERD)/cmd/ctr
 
 .PHONY: guest
-guest: ## build build/guest: the kernel and initramfs of virtual machines
+guest: agent ## build build/guest: the kernel and initramfs of virtual machines
 	@hack/guest
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'guest seccomp netgo osusergo' -ldflags '$(AGENTFLAGS)' -o build/agent/kuasar-task ./cmd/kuasar-task
 	@$(GO) run ./guest/make -package build/kernel -agent build/agent/kuasar-task -version '$(VERSION)' -out build/guest
+
+.PHONY: guest-kernel
+guest-kernel: agent ## compile a minimal kernel, and build build/guest-minimal with it
+	@hack/guest-kernel
+	@$(GO) run ./guest/make -package build/kernel-minimal -agent build/agent/kuasar-task -version '$(VERSION)' -out build/guest-minimal
+
+.PHONY: agent
+agent:
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'guest seccomp netgo osusergo' -ldflags '$(AGENTFLAGS)' -o build/agent/kuasar-task ./cmd/kuasar-task
 
 .PHONY: bed
 bed: build guest ## build build/: what the tests run beside bin/

@@ -175,7 +175,7 @@ func (b *Bed) configure() error {
 	err := configuration.Execute(&config, map[string]any{
 		"Systemd": Systemd(), "Machines": machines, "Scratch": scratch,
 		"Dir": b.Dir, "Shim": shim, "Plugins": pluginDir, "Pause": images.Pause, "Level": b.options.Level, "Extra": b.options.Config,
-		"Guest": b.Path("build/guest"), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
+		"Guest": b.Path(GuestDir()), "Vsock": vsock, "Accel": cmp.Or(os.Getenv("KUASAR_ACCEL"), "auto"),
 		"Boot": int(Patience(time.Minute).Seconds()),
 	})
 	if err != nil {

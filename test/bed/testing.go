@@ -86,6 +86,13 @@ func lack(t testing.TB, what string) {
 	t.Skip("needs " + what)
 }
 
+// Guest is the environment variable that names the directory of another guest
+// than that of `make guest`, in the repository.
+const Guest = "KUASAR_TEST_GUEST"
+
+// GuestDir is where the guest of a bed's virtual machines is, in the repository.
+func GuestDir() string { return cmp.Or(os.Getenv(Guest), "build/guest") }
+
 // LackOfVMM names what is missing for a bed's virtual machines, and where it
 // comes from; empty if nothing is.
 func LackOfVMM() string {
@@ -94,8 +101,8 @@ func LackOfVMM() string {
 		return err.Error()
 	}
 	for _, file := range []string{"vmlinux", "initramfs.cpio"} {
-		if _, err := os.Stat(filepath.Join(root, "build/guest", file)); err != nil {
-			return "build/guest/" + file + " (make guest)"
+		if _, err := os.Stat(filepath.Join(root, GuestDir(), file)); err != nil {
+			return filepath.Join(GuestDir(), file) + " (make guest)"
 		}
 	}
 	for _, program := range []string{"qemu-system-x86_64", "vhost-device-vsock"} {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd-kuasar/containerd-kuasar/test/bed"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm/qemu"
 )
@@ -30,7 +31,7 @@ func newBare(b *bench) (*bare, error) {
 	if err != nil {
 		return nil, err
 	}
-	initramfs, err := os.ReadFile(b.Path("build/guest/initramfs.cpio"))
+	initramfs, err := os.ReadFile(b.Path(filepath.Join(bed.GuestDir(), "initramfs.cpio")))
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +42,7 @@ func newBare(b *bench) (*bare, error) {
 	}
 	o := vmm.Defaults()
 	return &bare{dir, vmm.Config{
-		ID: "bare", Dir: dir, Accel: accel(), Kernel: b.Path("build/guest/vmlinux"), Initrd: path,
+		ID: "bare", Dir: dir, Accel: accel(), Kernel: b.Path(filepath.Join(bed.GuestDir(), "vmlinux")), Initrd: path,
 		Cmdline: o.KernelParams, CPUs: 1, Memory: 128 << 20, Slots: o.Slots,
 	}}, nil
 }

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +31,7 @@ func options(t testing.TB) vmm.Options {
 }
 
 func guest(t testing.TB, name string) string {
-	path, err := filepath.Abs(filepath.Join("../../build/guest", name))
+	path, err := filepath.Abs(filepath.Join("../..", cmp.Or(os.Getenv("KUASAR_TEST_GUEST"), "build/guest"), name))
 	if err != nil {
 		t.Fatal(err)
 	}
