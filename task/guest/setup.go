@@ -67,10 +67,13 @@ func (g *Guest) setup(ctx context.Context, r *api.SetupRequest) error {
 	return serveModules(procSys)
 }
 
-// serveModules has the kernel ask the agent's program for modules that it lacks.
+// serveModules has the kernel ask the agent's program for modules that it lacks,
+// if there are any and it can load them.
 func serveModules(sys string) error {
-	if _, err := os.Stat(filepath.Join(api.Modules, "order")); errors.Is(err, fs.ErrNotExist) {
-		return nil
+	for _, path := range []string{filepath.Join(api.Modules, "order"), filepath.Join(sys, "kernel/modprobe")} {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 	}
 	return setSysctl(sys, "kernel.modprobe", "/proc/1/exe")
 }
