@@ -5,11 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/digitalocean/go-qemu/qmp"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
+)
+
+// Between the two that a disk is to QEMU: a backend and a device.
+var (
+	fpNodeAdded = failpoint.New("vmm/qemu/added")
+	fpUnplugged = failpoint.New("vmm/qemu/unplugged")
 )
 
 // machine implements vmm.VM and what is optional.
@@ -55,34 +63,61 @@ func (m *machine) Shutdown(ctx context.Context) error {
 // table is a JSON object.
 type table map[string]any
 
+// undoTime bounds the undoing of what was half done, whose caller may have given
+// up.
+const undoTime = 10 * time.Second
+
 // PlugDisk implements vmm.DiskPlugger.
 func (m *machine) PlugDisk(ctx context.Context, d vmm.Disk) error {
-	return m.do(ctx, "plug disk "+d.ID, func(s *session) error {
-		return s.disk(ctx, d, func(device table) error { return s.plug(ctx, m.slots, device) })
+	what, began := "plug disk "+d.ID, false
+	err := m.do(ctx, what, func(s *session) error {
+		node := s.node(ctx, d)
+		if began = !errdefs.IsFailedPrecondition(node); node != nil {
+			return node
+		}
+		fpNodeAdded.Hit()
+		return s.plug(ctx, m.slots, blk(d))
 	})
-}
-
-// disk makes a block device, whose device plug adds.
-func (s *session) disk(ctx context.Context, d vmm.Disk, plug func(device table) error) error {
-	node := table{"driver": "raw", "node-name": d.ID, "read-only": d.ReadOnly,
-		"file": table{"driver": protocol(d.Path), "filename": d.Path, "locking": "off"}}
-	if err := s.run(ctx, "blockdev-add", node, nil); err != nil {
+	if err == nil || !began {
 		return err
 	}
-	err := plug(table{"driver": "virtio-blk-pci", "drive": d.ID, "id": d.ID, "serial": d.ID})
-	if err != nil {
-		err = errors.Join(err, s.run(ctx, "blockdev-del", table{"node-name": d.ID}, nil))
+	// What is left of it depends on how far QEMU came, which a session that was
+	// cut off does not tell.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	if undo := m.UnplugDisk(ctx, d.ID); undo != nil && !errdefs.IsNotFound(undo) {
+		err = errors.Join(err, undo)
 	}
 	return err
 }
 
-// UnplugDisk implements vmm.DiskPlugger.
+// node makes a disk's backend, which QEMU refuses if there is one of that name.
+func (s *session) node(ctx context.Context, d vmm.Disk) error {
+	return s.run(ctx, "blockdev-add", table{
+		"driver": "raw", "node-name": d.ID, "read-only": d.ReadOnly,
+		"file": table{"driver": protocol(d.Path), "filename": d.Path, "locking": "off"},
+	}, nil)
+}
+
+// blk is a disk as the guest sees it.
+func blk(d vmm.Disk) table {
+	return table{"driver": "virtio-blk-pci", "drive": d.ID, "id": d.ID, "serial": d.ID}
+}
+
+// UnplugDisk implements vmm.DiskPlugger. The backend goes also where the device
+// is gone already: an earlier call may have been cut off between the two.
 func (m *machine) UnplugDisk(ctx context.Context, id string) error {
 	return m.do(ctx, "unplug disk "+id, func(s *session) error {
-		if err := s.unplug(ctx, id); err != nil {
-			return err
+		gone := s.unplug(ctx, id)
+		if gone != nil && !errdefs.IsNotFound(gone) {
+			return gone
 		}
-		return s.run(ctx, "blockdev-del", table{"node-name": id}, nil)
+		fpUnplugged.Hit()
+		err := s.run(ctx, "blockdev-del", table{"node-name": id}, nil)
+		if gone != nil && errdefs.IsFailedPrecondition(err) {
+			return gone // there is neither: QEMU has no class of its own for that
+		}
+		return err
 	})
 }
 

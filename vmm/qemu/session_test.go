@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -69,6 +70,7 @@ const (
 	fine    = `{"return": {}}` + "\r\n"
 	taken   = `{"error": {"class": "GenericError", "desc": "slot is in use"}}` + "\r\n"
 	missing = `{"error": {"class": "DeviceNotFound", "desc": "no such device"}}` + "\r\n"
+	unknown = `{"error": {"class": "GenericError", "desc": "Failed to find node with node-name='disk'"}}` + "\r\n"
 	stop    = `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}` + "\r\n"
 	deleted = `{"event": "DEVICE_DELETED", "data": {"device": "disk", "path": "/x"}, "timestamp": {"seconds": 1, "microseconds": 2}}` + "\r\n"
 )
@@ -128,7 +130,7 @@ func TestPlug(t *testing.T) {
 		"second": {map[string]bool{"slot0": true}, func(err error) bool { return err == nil }, "blockdev-add device_add:slot0 device_add:slot1"},
 		"none": {
 			map[string]bool{"slot0": true, "slot1": true}, errdefs.IsResourceExhausted,
-			"blockdev-add device_add:slot0 device_add:slot1 blockdev-del",
+			"blockdev-add device_add:slot0 device_add:slot1 device_del blockdev-del",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -136,6 +138,9 @@ func TestPlug(t *testing.T) {
 			m := monitor(t, greeting, func(command string, args map[string]any) string {
 				if command != "device_add" {
 					calls = append(calls, command)
+					if command == "device_del" {
+						return missing
+					}
 					return fine
 				}
 				bus := args["bus"].(string)
@@ -170,6 +175,9 @@ func TestUnplug(t *testing.T) {
 				if command == "device_del" {
 					return test.answer
 				}
+				if test.answer == missing {
+					return unknown
+				}
 				return fine
 			})
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -178,6 +186,96 @@ func TestUnplug(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+// disks are what a QEMU has of one. Of what is done with its device it says
+// nothing the first time if it is mute.
+type disks struct {
+	mu                 sync.Mutex
+	node, device, mute bool
+}
+
+func (d *disks) has() (node, device bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.node, d.device
+}
+
+func (d *disks) answer(command string, _ map[string]any) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	mute := d.mute
+	switch command {
+	case "blockdev-add":
+		if d.node {
+			return taken
+		}
+		d.node = true
+	case "device_add":
+		d.device, d.mute = true, false
+		if mute {
+			return ""
+		}
+	case "device_del":
+		if !d.device {
+			return missing
+		}
+		d.device, d.mute = false, false
+		if mute {
+			return fine
+		}
+		return fine + deleted
+	case "blockdev-del":
+		if !d.node {
+			return unknown
+		}
+		d.node = false
+	}
+	return fine
+}
+
+// Of a disk whose device went after nobody waited for that any more, the backend
+// goes too: nobody could plug it again.
+func TestUnplugHalf(t *testing.T) {
+	d := &disks{node: true, device: true, mute: true}
+	m := monitor(t, greeting, d.answer)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := m.UnplugDisk(ctx, "disk"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if err := m.UnplugDisk(t.Context(), "disk"); err != nil {
+		t.Error(err)
+	}
+	if err := m.UnplugDisk(t.Context(), "disk"); !errdefs.IsNotFound(err) {
+		t.Errorf("once more: %v", err)
+	}
+	if err := m.PlugDisk(t.Context(), vmm.Disk{ID: "disk"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A plug whose caller gives up is undone all the same; one that finds the disk
+// plugged leaves it as it is.
+func TestPlugUndone(t *testing.T) {
+	d := &disks{mute: true}
+	m := monitor(t, greeting, d.answer)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := m.PlugDisk(ctx, vmm.Disk{ID: "disk"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if node, device := d.has(); node || device {
+		t.Errorf("backend is left: %t, device: %t", node, device)
+	}
+	for _, fails := range []bool{false, true} {
+		if err := m.PlugDisk(t.Context(), vmm.Disk{ID: "disk"}); (err != nil) != fails {
+			t.Error(err)
+		}
+		if node, device := d.has(); !node || !device {
+			t.Errorf("backend: %t, device: %t", node, device)
+		}
 	}
 }
 

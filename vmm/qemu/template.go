@@ -205,7 +205,10 @@ func (s *session) equip(ctx context.Context, c vmm.Config) error {
 		}
 	}
 	for _, d := range c.Disks {
-		if err := s.disk(ctx, d, plug); err != nil {
+		if err := s.node(ctx, d); err != nil {
+			return err
+		}
+		if err := plug(blk(d)); err != nil {
 			return err
 		}
 	}
