@@ -103,7 +103,9 @@ func (p *pod) attach(ctx context.Context, d disk) (_ *api.MountResponse, err err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.detach(context.WithoutCancel(ctx), d.container, d.ID))
+			ctx, cancel := undoing(ctx)
+			defer cancel()
+			err = errors.Join(err, p.detach(ctx, d.container, d.ID))
 		}
 	}()
 	fpDiskNoted.Hit()

@@ -50,7 +50,9 @@ func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bund
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.detachAll(context.WithoutCancel(ctx), c.ID))
+			ctx, cancel := undoing(ctx)
+			defer cancel()
+			err = errors.Join(err, p.detachAll(ctx, c.ID))
 		}
 	}()
 	if err := p.blockVolumes(ctx, c.ID, c.Spec.Linux); err != nil {

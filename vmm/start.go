@@ -23,9 +23,16 @@ var (
 	fpSetup  = failpoint.New("vmm/start/setup")
 )
 
-// undoTime bounds the cleaning up after a failed start whose caller may have
-// given up.
+// undoTime bounds the cleaning up after something failed.
 const undoTime = 10 * time.Second
+
+// undoing is a context to clean up in: the caller may have given up, which is why
+// there is something to undo.
+func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(context.WithoutCancel(ctx), undoTime, errUndoing)
+}
+
+var errUndoing = fmt.Errorf("it was not undone within %v: %w", undoTime, context.DeadlineExceeded)
 
 // Start implements sandbox.Sandbox.
 func (p *pod) Start(ctx context.Context) error {

@@ -139,7 +139,7 @@ func (p *pod) start(ctx context.Context) error {
 
 // undo leaves nothing of a start but files.
 func (p *pod) undo(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	ctx, cancel := undoing(ctx)
 	defer cancel()
 	return errors.Join(p.clear(ctx), p.removeShare())
 }
