@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -8,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 )
 
 // keeper keeps connections to vhost-device-vsock open until they are answered,
@@ -18,7 +21,8 @@ import (
 //
 // A connection is kept as a message that nobody reads, in a pair of sockets that
 // vhost-device-vsock has inherited and does not know of. So it is kept also from
-// a daemon that is killed, and the next one finds the pair again.
+// a daemon that is killed, and the next one finds the pair again; kuasar-ctl,
+// which calls guests past the daemon, uses the same.
 type keeper struct {
 	in, out *os.File
 	turn    chan struct{} // holds a token while there is a handshake
@@ -39,7 +43,17 @@ func keeperOf(in, out int) *keeper {
 	return &keeper{os.NewFile(uintptr(in), "keeper"), os.NewFile(uintptr(out), "keeper"), make(chan struct{}, 1)}
 }
 
-// findKeeper takes up the one of an earlier daemon.
+// openKeeper is findKeeper for who does not follow the process.
+func openKeeper(p Process) (*keeper, error) {
+	f, err := pidfd.Open(p.Pid, p.Start)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return findKeeper(f)
+}
+
+// findKeeper takes up the one of another daemon.
 func findKeeper(process *os.File) (*keeper, error) {
 	var fds [2]int
 	for i := range fds {
@@ -59,72 +73,92 @@ func findKeeper(process *os.File) (*keeper, error) {
 // files are for the process that has the pair, too.
 func (k *keeper) files() []*os.File { return []*os.File{k.in, k.out} }
 
+// kept is a connection and when it was put, by a clock that all processes share.
+type kept struct {
+	fd int
+	at uint64 // nanoseconds of CLOCK_MONOTONIC
+}
+
 // put keeps a connection that is about to be made. If no more fit it is
 // errdefs.ErrUnavailable: the guest has not answered for long.
-func (k *keeper) put(c *net.UnixConn) error {
+func (k *keeper) put(c *net.UnixConn) (at uint64, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return 0, err
 	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, err
+	}
+	at = uint64(now.Nano())
 	var sent error
 	err = raw.Control(func(fd uintptr) {
-		if sent = k.send(int(fd)); full(sent) {
-			sent = errors.Join(k.sift(), k.send(int(fd)))
+		one := kept{int(fd), at}
+		if sent = k.send(one); full(sent) {
+			sent = errors.Join(k.sift(), k.send(one))
 		}
 	})
 	if full(sent) {
-		return fmt.Errorf("it has not answered for long: %w: %w", sent, errdefs.ErrUnavailable)
+		return 0, fmt.Errorf("it has not answered for long: %w: %w", sent, errdefs.ErrUnavailable)
 	}
-	return errors.Join(sent, err)
+	return at, errors.Join(sent, err)
 }
 
 func full(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ETOOMANYREFS) }
 
-// drop gives up all that is kept. A guest answers in turn: it has answered
-// whatever was asked before what it answers now.
-func (k *keeper) drop() error {
-	fds, err := k.take()
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
-	return err
+// drop gives up what was kept at that time and before. A guest answers in turn:
+// it has answered whatever was asked before what it answers now. Another process
+// may be waiting for what comes later.
+func (k *keeper) drop(at uint64) error {
+	return k.weed(func(c kept) bool { return c.at <= at })
 }
 
 // sift gives up what was answered.
 func (k *keeper) sift() error {
-	fds, err := k.take()
-	for _, fd := range fds {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(poll, 0); n == 0 {
-			err = errors.Join(err, k.send(fd))
+	return k.weed(func(c kept) bool {
+		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, 0)
+		return n != 0
+	})
+}
+
+// weed gives up some of what is kept.
+func (k *keeper) weed(out func(kept) bool) error {
+	all, err := k.take()
+	for _, c := range all {
+		if !out(c) {
+			err = errors.Join(err, k.send(c))
 		}
-		unix.Close(fd)
+		unix.Close(c.fd)
 	}
 	return err
 }
 
-func (k *keeper) send(fd int) error {
+func (k *keeper) send(c kept) error {
 	return control(k.in, func(in int) error {
-		return unix.Sendmsg(in, []byte{0}, unix.UnixRights(fd), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		stamp := binary.NativeEndian.AppendUint64(nil, c.at)
+		return unix.Sendmsg(in, stamp, unix.UnixRights(c.fd), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	})
 }
 
 // take returns all that is kept.
-func (k *keeper) take() (fds []int, err error) {
+func (k *keeper) take() (all []kept, err error) {
 	err = control(k.out, func(out int) error {
-		rights, b := make([]byte, unix.CmsgSpace(4)), make([]byte, 1)
+		rights := make([]byte, unix.CmsgSpace(4))
 		for {
-			_, n, _, _, err := unix.Recvmsg(out, b, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+			var stamp [8]byte
+			_, n, _, _, err := unix.Recvmsg(out, stamp[:], rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 			if err != nil {
 				return err
 			}
-			fds = append(fds, parseRights(rights[:n])...)
+			for _, fd := range parseRights(rights[:n]) {
+				all = append(all, kept{fd, binary.NativeEndian.Uint64(stamp[:])})
+			}
 		}
 	})
 	if errors.Is(err, unix.EAGAIN) {
 		err = nil
 	}
-	return fds, err
+	return all, err
 }
 
 func parseRights(b []byte) (fds []int) {

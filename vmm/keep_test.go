@@ -114,7 +114,7 @@ func TestKeeperIsBounded(t *testing.T) {
 	near, far := pair(t)
 	kept := 0
 	for err == nil && kept < 10_000 {
-		if err = k.put(near); err == nil {
+		if _, err = k.put(near); err == nil {
 			kept++
 		}
 	}
@@ -124,8 +124,41 @@ func TestKeeperIsBounded(t *testing.T) {
 	if _, err := io.WriteString(far, "OK 7\n"); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.put(near); err != nil {
+	if _, err := k.put(near); err != nil {
 		t.Error(err)
+	}
+}
+
+// Two processes share a keeper: what the one has done with is not what the other
+// waits for.
+func TestKeeperIsShared(t *testing.T) {
+	k, err := newKeeper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	ours, _ := pair(t)
+	theirs, far := pair(t)
+	at, err := k.put(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later, err := k.put(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	if err := k.drop(at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(far, "OK 7\n"); err != nil {
+		t.Errorf("the other's is not kept: %v", err)
+	}
+	if err := k.drop(later); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := far.Read(make([]byte, 1)); err == nil {
+		t.Error("it is kept for ever")
 	}
 }
 

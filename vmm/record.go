@@ -66,8 +66,12 @@ func (r Record) Run(ctx context.Context, args []string, out io.Writer) error {
 	case r.Pid == 0 || r.state.Stopped:
 		return fmt.Errorf("its machine does not run: %w", errdefs.ErrFailedPrecondition)
 	}
-	p := &pod{backend: &Backend{}, vm: filepath.Join(r.dir, vmDir), state: r.state}
-	conn, err := p.link().Dial(ctx, api.ConsolePort)
+	way, done, err := r.way()
+	if err != nil {
+		return fmt.Errorf("debug console: %w", err)
+	}
+	defer done()
+	conn, err := way.Dial(ctx, api.ConsolePort)
 	if err != nil {
 		return fmt.Errorf("debug console: %w", err)
 	}
@@ -76,6 +80,26 @@ func (r Record) Run(ctx context.Context, args []string, out io.Writer) error {
 	c := ttrpc.NewClient(conn)
 	defer c.Close()
 	return copyRun(ctx, api.NewConsoleClient(c), &api.RunRequest{Key: r.state.Key, Args: args}, out)
+}
+
+// way finds the guest as the daemon would; call done afterwards. The user may
+// give up on a guest that is slow to answer: see keeper.
+func (r Record) way() (way transport, done func(), err error) {
+	if r.state.CID != 0 {
+		return vhost{cid: r.state.CID}, func() {}, nil
+	}
+	h := hybrid{path: filepath.Join(r.dir, vmDir, socketVsock)}
+	q, ok := r.state.Processes[roleVsock]
+	if !ok {
+		return h, func() {}, nil
+	}
+	if h.keep, err = openKeeper(q); errdefs.IsNotFound(err) {
+		err = fmt.Errorf("its machine does not run: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return h, func() { h.keep.close() }, nil
 }
 
 func copyRun(ctx context.Context, c api.ConsoleClient, r *api.RunRequest, out io.Writer) error {

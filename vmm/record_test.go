@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/ttrpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 	debug "github.com/containerd-kuasar/containerd-kuasar/task/console"
 )
@@ -118,6 +120,53 @@ func TestRunCanceled(t *testing.T) {
 	}
 	if err != nil && ctx.Err() == nil { // there is no /dev/kmsg to be read
 		t.Skip("needs the kernel's log:", err)
+	}
+}
+
+// A user who gives up on a guest that does not answer leaves the connection open
+// for its answer: see keeper.
+func TestRunGivesUp(t *testing.T) {
+	h, conns := late(t)
+	// vhost-device-vsock, as far as the keeper is concerned.
+	device := exec.CommandContext(t.Context(), "sleep", "1000")
+	device.ExtraFiles = h.keep.files()
+	if err := device.Start(); err != nil {
+		t.Fatal(err)
+	}
+	started, err := pidfd.StartTime(device.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.keep.close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(h.path)
+	if err := os.Symlink(".", filepath.Join(dir, vmDir)); err != nil {
+		t.Fatal(err)
+	}
+	r := Record{dir: dir, Pid: 1, state: state{
+		Key: []byte("key"), Processes: map[string]Process{roleVsock: {Pid: device.Process.Pid, Start: started}},
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx, []string{"ps"}, io.Discard) }()
+	c := <-conns
+	defer c.Close()
+	cancel()
+	if err := <-ended; err == nil {
+		t.Fatal("no error")
+	}
+	if _, err := io.WriteString(c, "OK 1025\n"); err != nil {
+		t.Errorf("answer: %v", err)
+	}
+	if err := device.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := device.Process.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Run(t.Context(), []string{"ps"}, io.Discard); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("without vhost-device-vsock: %v", err)
 	}
 }
 

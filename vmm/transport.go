@@ -82,8 +82,10 @@ func (h hybrid) dial(ctx context.Context, port uint32) (net.Conn, error) {
 
 // shake makes a connection to the device one to the guest.
 func (h hybrid) shake(ctx context.Context, c *net.UnixConn, port uint32) error {
+	var kept uint64
 	if h.keep != nil {
-		if err := h.keep.put(c); err != nil {
+		var err error
+		if kept, err = h.keep.put(c); err != nil {
 			return err
 		}
 	}
@@ -97,7 +99,7 @@ func (h hybrid) shake(ctx context.Context, c *net.UnixConn, port uint32) error {
 		err = connect(c, port)
 	}
 	if h.keep != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // it was answered, or is closed
-		err = errors.Join(err, h.keep.drop())
+		err = errors.Join(err, h.keep.drop(kept))
 	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx) // and the deadline is set, or will be
