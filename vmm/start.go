@@ -104,14 +104,14 @@ func (p *pod) assemble(ctx context.Context, c Config, t *trial) error {
 	c.Vsock = l.device
 	vm, err := p.begun(ctx, c, t)
 	if err != nil {
-		return err
+		return t.fault(err)
 	}
 	fpVMM.Hit()
 	p.mu.Lock()
 	p.control, p.transport = vm, l.transport
 	p.mu.Unlock()
 	if err := p.greet(ctx, l.hello); err != nil {
-		return fmt.Errorf("%w%s", err, p.tail(roleVMM))
+		return t.fault(fmt.Errorf("%w%s", err, p.tail(roleVMM)))
 	}
 	fpHello.Hit()
 	if err := p.setup(ctx, interfaces); err != nil {

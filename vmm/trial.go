@@ -20,6 +20,15 @@ type trial struct {
 	from    *saved
 	failed  chan struct{} // closed when a process has ended
 	settled bool          // guarded by pod.mu: the processes are the pod's
+	faulty  bool          // the machine failed before it was told of the pod
+}
+
+// fault is what a machine failed of by itself. t may be nil.
+func (t *trial) fault(err error) error {
+	if t != nil {
+		t.faulty = true
+	}
+	return err
 }
 
 // cloneShare of boot_timeout is what a clone has to be ready: it takes a small
@@ -104,7 +113,9 @@ func (p *pod) lost() <-chan struct{} {
 	return p.over
 }
 
-// start runs the machine. A clone that fails is undone, and boots.
+// start runs the machine. A clone that fails is undone, and boots. That is its
+// template's fault if the machine failed by itself, or if the pod does boot:
+// what fails of both is what the pod asks for, and other pods do not.
 func (p *pod) start(ctx context.Context) error {
 	t, err := p.boot(ctx, true)
 	if t == nil {
@@ -115,9 +126,24 @@ func (p *pod) start(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	if ctx.Err() == nil && !errdefs.IsNotImplemented(err) { // else the template is good for others
-		store.broken(t.from, fmt.Errorf("pod %s: %w", p.id, err))
+	cause := fmt.Errorf("pod %s: %w", p.id, err)
+	fair := ctx.Err() == nil && !errdefs.IsNotImplemented(err) // else the template is good for others
+	if fair && t.faulty {
+		store.broken(t.from, cause)
 	}
+	if err := p.again(ctx, err); err != nil {
+		return err
+	}
+	fpUndone.Hit()
+	_, err = p.boot(ctx, false)
+	if fair && err == nil {
+		store.broken(t.from, cause)
+	}
+	return err
+}
+
+// again makes a pod whose clone failed ready to boot.
+func (p *pod) again(ctx context.Context, err error) error {
 	undo := p.undo(ctx)
 	p.mu.Lock()
 	p.trial, p.control, p.transport = nil, nil, nil
@@ -129,12 +155,7 @@ func (p *pod) start(ctx context.Context) error {
 	p.mu.Lock()
 	p.procs, p.state.Processes, p.state.CID = map[string]*proc{}, map[string]Process{}, 0
 	p.mu.Unlock()
-	if err := p.saved(ctx); err != nil {
-		return err
-	}
-	fpUndone.Hit()
-	_, err = p.boot(ctx, false)
-	return err
+	return p.saved(ctx)
 }
 
 // undo leaves nothing of a start but files.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -167,6 +168,25 @@ func cloneCanceled(_ *testing.T, b *bench) {
 	b.start()
 	b.cloned(2)
 }
+
+// cloneOfBadPod fails as the pod would that boots: the template is good for
+// others.
+func cloneOfBadPod(_ *testing.T, b *bench) {
+	b.templated()
+	linux := b.spec.Config.Linux
+	linux.Sysctls = map[string]string{noSysctl: "1"}
+	if err := b.fails(b.ctx); err == nil || !strings.Contains(err.Error(), noSysctl) {
+		b.Errorf("error: %v", err)
+	}
+	b.must(b.box.Delete(b.ctx))
+	b.templates(1)
+	linux.Sysctls = nil
+	b.start()
+	b.cloned(2)
+}
+
+// noSysctl is one that no guest's kernel has.
+const noSysctl = "kernel.kuasar_none"
 
 // templateDamaged behind the daemon's back, with nothing changed but its
 // content.

@@ -116,7 +116,10 @@ func (agent) Retained(context.Context, *api.RetainedRequest) (*api.RetainedRespo
 // setter is what it is told to be.
 type setter struct{ api.GuestService }
 
-func (setter) Setup(context.Context, *api.SetupRequest) (*api.SetupResponse, error) {
+func (setter) Setup(_ context.Context, r *api.SetupRequest) (*api.SetupResponse, error) {
+	if _, ok := r.Sysctls[noSysctl]; ok {
+		return nil, fmt.Errorf("set sysctl %s: %w", noSysctl, fs.ErrNotExist)
+	}
 	return &api.SetupResponse{}, nil
 }
 

@@ -55,6 +55,7 @@ func Run(t *testing.T, s Suite) {
 		"CloneFails":       cloneFails,
 		"CloneDies":        cloneDies,
 		"CloneCanceled":    cloneCanceled,
+		"CloneOfBadPod":    cloneOfBadPod,
 		"TemplateDamaged":  templateDamaged,
 		"TemplateOutdated": templateOutdated,
 	} {
