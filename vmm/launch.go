@@ -2,10 +2,13 @@ package vmm
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -126,7 +129,7 @@ func enter(netns string) error {
 func fork(c Command, in, out *os.File) (int, error) {
 	p, err := os.StartProcess(gate[0], append(slices.Clone(gate), c.Args...), &os.ProcAttr{
 		Dir:   cmp.Or(c.Dir, "/"),
-		Env:   slices.DeleteFunc(os.Environ(), func(s string) bool { return !strings.HasPrefix(s, "PATH=") }),
+		Env:   environ(),
 		Files: append([]*os.File{in, out, out}, c.Files...),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
@@ -135,6 +138,31 @@ func fork(c Command, in, out *os.File) (int, error) {
 	}
 	pid := p.Pid // Release forgets it
 	return pid, p.Release()
+}
+
+// environ has nothing of the daemon's but PATH.
+func environ() []string {
+	return slices.DeleteFunc(os.Environ(), func(s string) bool { return !strings.HasPrefix(s, "PATH=") })
+}
+
+// RunConfined runs a command that is no pod's to its end, as confined as theirs
+// and in a network namespace of its own. It is killed when ctx is done, and when
+// this daemon dies. out takes what it prints.
+func RunConfined(ctx context.Context, c Command, out io.Writer) error {
+	// Its parent, for the signal that it gets in the end, is the thread.
+	return thread.Do(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
+		}
+		if err := confine(c.Capabilities); err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
+		cmd.Dir, cmd.Env, cmd.ExtraFiles = cmp.Or(c.Dir, "/"), environ(), c.Files
+		cmd.Stdout, cmd.Stderr = out, out
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
+		return cmd.Run()
+	})
 }
 
 // refuse ends a process that was not admitted: nobody follows it.

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/log"
@@ -35,10 +33,22 @@ type proof struct {
 	Runs bool   `json:"runs"`
 }
 
+// proofs are remembered, the newest last.
+type proofs struct {
+	Proofs []proof `json:"proofs"`
+}
+
 const (
 	// proofTime bounds the guest's silence in the boot, which under nested
 	// virtualization takes 4 s in all. One that does not run says nothing.
 	proofTime = 15 * time.Second
+
+	// proofLimit bounds all of it, whatever the guest says. A kubelet waits
+	// twice as long for a pod.
+	proofLimit = 2 * time.Minute
+
+	// maxProofs are remembered: handlers have few kernels and QEMUs.
+	maxProofs = 16
 
 	// proofParams have the kernel say how far it is, and not much: each letter
 	// stops the guest.
@@ -76,7 +86,7 @@ func (p *Prover) Prove(ctx context.Context, c vmm.Config) bool {
 	} else {
 		entry.WithField("reason", why).Warn("KVM does not boot a guest: virtual machines are emulated, which is slow")
 	}
-	if err := record.Write(p.path(), proof{What: what, Runs: runs}); err != nil {
+	if err := p.remember(proof{What: what, Runs: runs}); err != nil {
 		entry.WithError(err).Warn("this is not remembered")
 	}
 	return runs
@@ -92,9 +102,26 @@ func (p *Prover) Known(c vmm.Config) (runs, known bool) {
 }
 
 func (p *Prover) known(what string) (runs, known bool) {
-	var last proof
-	same, err := record.Read(p.path(), &last)
-	return last.Runs, err == nil && same && last.What == what
+	for _, one := range p.read() {
+		if one.What == what {
+			return one.Runs, true
+		}
+	}
+	return false, false
+}
+
+// read returns none if there are none of this boot that can be read.
+func (p *Prover) read() []proof {
+	var all proofs
+	if same, err := record.Read(p.path(), &all); err != nil || !same {
+		return nil
+	}
+	return all.Proofs
+}
+
+func (p *Prover) remember(one proof) error {
+	all := append(p.read(), one)
+	return record.Write(p.path(), proofs{all[max(0, len(all)-maxProofs):]})
 }
 
 func (p *Prover) path() string { return filepath.Join(p.dir, "kvm.json") }
@@ -134,33 +161,37 @@ func prove(ctx context.Context, c vmm.Config) (runs bool, why string) {
 		return false, err.Error()
 	}
 	l.add("-serial", "stdio")
-	return boots(ctx, proofTime, l.args)
+	return boots(ctx, proofTime, proofLimit, l.args)
 }
 
-// boots runs QEMU and reads what the guest says, while it says something.
-func boots(ctx context.Context, patience time.Duration, args []string) (runs bool, why string) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// boots runs QEMU and reads what the guest says, while it says something. It
+// returns when QEMU is gone.
+func boots(ctx context.Context, patience, limit time.Duration, args []string) (runs bool, why string) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	silence := time.AfterFunc(patience, cancel)
 	defer silence.Stop()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = []string{}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, in := io.Pipe()
-	cmd.Stdout, cmd.Stderr = in, in
-	if err := cmd.Start(); err != nil {
-		return false, err.Error()
-	}
-	go func() { in.CloseWithError(cmd.Wait()) }()
+	ended := make(chan error, 1)
+	go func() {
+		err := vmm.RunConfined(ctx, vmm.Command{Args: args}, in)
+		in.Close()
+		ended <- err
+	}()
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		silence.Reset(patience)
 		why = lines.Text()
 		runs = runs || strings.Contains(why, proven)
 	}
+	hangs := ctx.Err() != nil
+	cancel()
 	out.Close() // a line too long: nobody reads on
-	if !runs && ctx.Err() != nil {
+	err := <-ended
+	switch {
+	case hangs && !runs:
 		why = fmt.Sprintf("it hangs; its last line is %q", why)
+	case why == "" && err != nil:
+		why = err.Error()
 	}
 	return runs, why
 }
