@@ -282,7 +282,7 @@ func (p *pod) Stop(ctx context.Context) error {
 
 // Delete implements sandbox.Sandbox.
 func (p *pod) Delete(ctx context.Context) error {
-	if err := errors.Join(p.clear(ctx), p.removeShare()); err != nil {
+	if err := errors.Join(p.clear(ctx), p.removeShare(), p.removeDir()); err != nil {
 		return fmt.Errorf("delete pod %s: %w", p.id, err)
 	}
 	p.end(sandbox.Exit{At: time.Now()})

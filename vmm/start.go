@@ -52,7 +52,7 @@ func (p *pod) boot(ctx context.Context, clone bool) (t *trial, err error) {
 	if err := p.begin(ctx); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(p.vm, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := p.makeDir(); err != nil {
 		return nil, err
 	}
 	if err := p.accelerate(ctx); err != nil {

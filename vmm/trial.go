@@ -158,9 +158,9 @@ func (p *pod) again(ctx context.Context, err error) error {
 	return p.saved(ctx)
 }
 
-// undo leaves nothing of a start but files.
+// undo leaves nothing of a start but files and directories.
 func (p *pod) undo(ctx context.Context) error {
 	ctx, cancel := undoing(ctx)
 	defer cancel()
-	return errors.Join(p.clear(ctx), p.removeShare())
+	return errors.Join(p.clear(ctx), p.removeShare(), p.removeDir())
 }

@@ -1,0 +1,41 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
+)
+
+var fpDir = failpoint.New("vmm/dir/mounted")
+
+const (
+	// dirSize is what the machine's processes may log in all, in bytes.
+	dirSize = 1 << 20
+
+	// dirFiles is far more than the sockets and logs there are.
+	dirFiles = 64
+)
+
+// makeDir makes the directory of the machine's processes, a file system of its
+// own: what a guest has them log then fills that, and nothing else of the
+// host's.
+func (p *pod) makeDir() error {
+	if err := os.Mkdir(p.vm, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	options := fmt.Sprintf("size=%d,nr_inodes=%d,mode=0700", dirSize, dirFiles)
+	if err := unix.Mount("tmpfs", p.vm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return &os.PathError{Op: "mount tmpfs", Path: p.vm, Err: err}
+	}
+	fpDir.Hit()
+	return nil
+}
+
+// removeDir undoes makeDir but for the empty directory. Idempotent.
+func (p *pod) removeDir() error { return host.Unmount(p.vm) }
