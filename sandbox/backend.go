@@ -75,7 +75,8 @@ type Sandbox interface {
 // answered with errdefs.ErrNotImplemented or by what the comment says.
 type (
 	// Processer names the process that stands for the sandbox on the host
-	// (the VMM, a shared pid namespace's init, the worker). Never 0 or 1.
+	// (the VMM, a shared pid namespace's init, the worker); 0 if there is none
+	// yet, and never 1.
 	Processer interface{ Pid() uint32 }
 
 	// Specer returns the OCI spec that describes the sandbox to NRI: at least

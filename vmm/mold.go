@@ -90,6 +90,10 @@ func (t *Templates) make(s shape, within time.Duration) (*saved, error) {
 	}
 	dir := filepath.Join(t.dir, "new-"+key)
 	files := filepath.Join(dir, "saved")
+	// One that could not be removed is in the way no longer than that.
+	if err := errors.Join(endMachine(ctx, t.reaper, dir), os.RemoveAll(dir)); err != nil {
+		return nil, err
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}

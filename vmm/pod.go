@@ -130,12 +130,7 @@ func (p *pod) end(e sandbox.Exit) (first bool) {
 }
 
 // Pid implements sandbox.Processer: the VMM.
-func (p *pod) Pid() uint32 {
-	if q := p.process(roleVMM); q.Pid != 0 {
-		return uint32(q.Pid)
-	}
-	return uint32(os.Getpid())
-}
+func (p *pod) Pid() uint32 { return uint32(p.process(roleVMM).Pid) }
 
 // process is one of the pod's, zero if there is none.
 func (p *pod) process(role string) Process {

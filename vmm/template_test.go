@@ -199,6 +199,44 @@ func TestCloseWithTemplate(t *testing.T) {
 	vmmtest.Leaks(t)
 }
 
+// What could not be removed of a template in the making does not keep it from
+// being made.
+func TestTemplateInTheWay(t *testing.T) {
+	root(t)
+	dir, err := os.MkdirTemp("", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	c, err := newCloning(t.Context(), dir, vmmtest.Fake{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.live(); err != nil {
+		t.Fatal(err)
+	}
+	keys := c.templates.Keys()
+	c.close()
+	if err := os.RemoveAll(filepath.Join(dir, "templates", keys[0])); err != nil {
+		t.Fatal(err)
+	}
+	c, err = newCloning(t.Context(), dir, vmmtest.Fake{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if err := os.MkdirAll(filepath.Join(dir, "templates", "new-"+keys[0], "saved"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.live(); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.templates.Keys(); len(got) != 1 || got[0] != keys[0] {
+		t.Errorf("templates %q, want %q", got, keys)
+	}
+	vmmtest.Leaks(t)
+}
+
 // A template that cannot be made fails no pod, and is not tried with each.
 func TestBarren(t *testing.T) {
 	root(t)

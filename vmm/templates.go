@@ -153,7 +153,9 @@ func (t *Templates) open(path string) error {
 // Close gives up what is being made, and returns when nothing is left of it.
 // Templates stay for the next daemon.
 func (t *Templates) Close() error {
+	t.mu.Lock() // who begins one has it
 	t.cancel()
+	t.mu.Unlock()
 	t.work.Wait()
 	return nil
 }

@@ -75,15 +75,12 @@ type Template interface {
 	Save(ctx context.Context, dir string) error
 }
 
-// VM is the control of a machine that runs. That its VMM has ended the caller
-// knows from the process. Safe for concurrent use.
-type VM interface {
-	// Shutdown asks the VMM to end, at once and in order: nobody asks the
-	// guest. The caller waits for the process and kills it if it takes too long.
-	Shutdown(ctx context.Context) error
-}
+// VM is the control of a machine that runs: what it can do is found by type
+// assertion. That its VMM has ended the caller knows from the process, and it
+// ends the VMM by that. Safe for concurrent use.
+type VM any
 
-// What a VM may have beside, found by type assertion.
+// What a VM may be.
 type (
 	// DiskPlugger adds and removes block devices while the guest runs. A
 	// removed one is gone from the guest when the call returns, and one that

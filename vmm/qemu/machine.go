@@ -20,7 +20,7 @@ var (
 	fpUnplugged = failpoint.New("vmm/qemu/unplugged")
 )
 
-// machine implements vmm.VM and what is optional.
+// machine is a vmm.VM.
 type machine struct {
 	path  string        // of the control socket
 	slots int           // for what is plugged
@@ -28,7 +28,6 @@ type machine struct {
 }
 
 var (
-	_ vmm.VM          = (*machine)(nil)
 	_ vmm.DiskPlugger = (*machine)(nil)
 	_ vmm.NICPlugger  = (*machine)(nil)
 )
@@ -53,11 +52,6 @@ func (m *machine) do(ctx context.Context, what string, f func(*session) error) e
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
-}
-
-// Shutdown implements vmm.VM.
-func (m *machine) Shutdown(ctx context.Context) error {
-	return m.do(ctx, "end QEMU", func(s *session) error { return s.run(ctx, "quit", nil, nil) })
 }
 
 // table is a JSON object.

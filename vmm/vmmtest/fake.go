@@ -129,17 +129,6 @@ type machine struct {
 	slots int
 }
 
-// Shutdown dials a port that has this meaning.
-func (m machine) Shutdown(ctx context.Context) error {
-	c, err := vmm.Dial(ctx, m.path)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_, err = fmt.Fprintf(c, "CONNECT %d\n", shutdownPort)
-	return err
-}
-
 // Main makes a process of this binary the guest that it was started as. Call it
 // first in TestMain.
 func Main() {
@@ -157,6 +146,5 @@ func Main() {
 
 const (
 	guestCommand = "vmmtest-guest"
-	shutdownPort = 1
 	guestLife    = 5 * time.Minute
 )

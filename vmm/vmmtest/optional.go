@@ -89,11 +89,3 @@ func plugsDisks(t *testing.T, b *bench) {
 		t.Errorf("unplug what is not there: %v", err)
 	}
 }
-
-func shutsDown(t *testing.T, b *bench) {
-	b.start()
-	b.must(b.spy.vm.Shutdown(b.ctx))
-	if e := b.ends(); e.Status != 0 {
-		t.Errorf("exit %+v", e)
-	}
-}
