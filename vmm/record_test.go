@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,11 +12,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
@@ -168,6 +171,52 @@ func TestRunGivesUp(t *testing.T) {
 	if err := r.Run(t.Context(), []string{"ps"}, io.Discard); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without vhost-device-vsock: %v", err)
 	}
+}
+
+// FuzzRun is for what a guest answers to a command of its console. Whatever that
+// is, it ends with the connection.
+func FuzzRun(f *testing.F) {
+	const stream = 1 // of a connection's first request
+	output, err := proto.Marshal(&api.RunResponse{Output: []byte("text")})
+	if err != nil {
+		f.Fatal(err)
+	}
+	end, err := proto.Marshal(&ttrpc.Response{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	frame := func(stream uint32, kind, flags byte, body []byte) []byte {
+		b := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
+		return append(append(binary.BigEndian.AppendUint32(b, stream), kind, flags), body...)
+	}
+	const response, data = 2, 3
+	f.Add(slices.Concat(frame(stream, data, 0, output), frame(stream, response, 0, end)))
+	f.Add(slices.Concat(frame(stream, data, 0, output), frame(stream, data, 0, output)))
+	f.Add(frame(stream+2, data, 0, output))
+	f.Add(frame(stream, data, 0xff, output))
+	f.Add(frame(stream, 9, 0, output))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, stream, data, 0})
+	f.Add([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		ours, theirs := net.Pipe()
+		said := make(chan struct{})
+		go func() {
+			defer close(said)
+			defer theirs.Close()
+			_, _ = theirs.Read(make([]byte, 4096))
+			go func() { _, _ = io.Copy(io.Discard, theirs) }()
+			_, _ = theirs.Write(answer)
+		}()
+		c := ttrpc.NewClient(ours)
+		defer c.Close()
+		var out bytes.Buffer
+		_ = copyRun(t.Context(), api.NewConsoleClient(c), &api.RunRequest{Args: []string{"ps"}}, &out)
+		if out.Len() > len(answer) {
+			t.Errorf("%d bytes of output from %d", out.Len(), len(answer))
+		}
+		c.Close()
+		<-said
+	})
 }
 
 type seen func()

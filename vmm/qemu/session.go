@@ -57,12 +57,16 @@ func open(ctx context.Context, path string) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
-	s := &session{conn: c, bound: &io.LimitedReader{R: c, N: maxSession}}
-	s.in = json.NewDecoder(s.bound)
+	s := newSession(c)
 	if err := s.greet(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return s, nil
+}
+
+func newSession(c *net.UnixConn) *session {
+	bound := &io.LimitedReader{R: c, N: maxSession}
+	return &session{conn: c, bound: bound, in: json.NewDecoder(bound)}
 }
 
 func (s *session) greet(ctx context.Context) error {
