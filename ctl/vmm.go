@@ -37,6 +37,7 @@ func (n *Node) vmm(ctx context.Context, h handler) []Part {
 		}
 	}
 	all = append(all, found(o.Hypervisor, detail, driver.Check(ctx, c)), n.accel(o.Accel, c))
+	all = append(all, owner(o, driver, c.Accel)...)
 	for _, p := range o.Parts(driver.Needs()) {
 		detail := p.Path
 		if p.Name == "virtiofsd" || p.Name == "vsock" && p.Path != "/dev/vhost-vsock" {
@@ -58,6 +59,26 @@ func (n *Node) machines(h handler) (vmm.Options, error) {
 		return o, fmt.Errorf("configuration of the plugin: %w", err)
 	}
 	return o.With(h.options)
+}
+
+// owner says as whom machines run, unless they do not.
+func owner(o vmm.Options, driver vmm.Driver, accel vmm.Accel) []Part {
+	const name = "user"
+	p, ok := driver.(vmm.Programmer)
+	if !ok {
+		return nil
+	}
+	program, err := p.Program(o.Path)
+	if err == nil {
+		err = o.Unprivileged(program, accel)
+	}
+	switch {
+	case err == nil:
+		return []Part{{name, OK, "each pod's machine has its own"}}
+	case errdefs.IsPermissionDenied(err) || errdefs.IsFailedPrecondition(err):
+		return []Part{{name, Limited, "machines run as root, without capabilities: " + brief(err)}}
+	}
+	return nil
 }
 
 // accel says what executes guests. Nothing is started to find out.

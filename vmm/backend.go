@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -38,7 +39,8 @@ type Backend struct {
 	// Templates are what pods are cloned from; nil if all boot.
 	Templates *Templates
 
-	hub hub
+	hub    hub
+	asRoot sync.Once // tells why machines' processes are root
 }
 
 var (

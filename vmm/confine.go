@@ -8,8 +8,9 @@ import (
 )
 
 // confine leaves this thread, and what it starts, some capabilities and no way to
-// any other. The thread must be of no other use.
-func confine(keep []int) error {
+// any other. One that is to become another user has those that this takes, and
+// loses them by that. The thread must be of no other use.
+func confine(keep []int, become user) error {
 	for c := range unix.CAP_LAST_CAP + 1 {
 		if slices.Contains(keep, c) {
 			continue
@@ -21,6 +22,9 @@ func confine(keep []int) error {
 		if err != nil {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
+	}
+	if become.id != 0 {
+		keep = append([]int{unix.CAP_SETUID, unix.CAP_SETGID}, keep...)
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

@@ -29,12 +29,21 @@ func (p *pod) makeDir() error {
 	if err := os.Mkdir(p.vm, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	options := fmt.Sprintf("size=%d,nr_inodes=%d,mode=0700", dirSize, dirFiles)
+	// Sticky: the processes make sockets here, and leave those alone that are not
+	// theirs.
+	options := fmt.Sprintf("size=%d,nr_inodes=%d,mode=01770,gid=%d", dirSize, dirFiles, p.owner())
 	if err := unix.Mount("tmpfs", p.vm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return &os.PathError{Op: "mount tmpfs", Path: p.vm, Err: err}
 	}
 	fpDir.Hit()
 	return nil
+}
+
+// give lets the pod's processes connect to a socket that was made for them:
+// those that are its user, and those that are root without capabilities.
+func (p *pod) give(socket string) error {
+	path := p.socket(socket)
+	return errors.Join(os.Lchown(path, 0, int(p.owner())), os.Chmod(path, 0o660))
 }
 
 // removeDir undoes makeDir but for the empty directory. Idempotent.

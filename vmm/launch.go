@@ -40,6 +40,8 @@ type Command struct {
 	// Capabilities are those that it has, as far as this daemon has them; it
 	// never gets another one.
 	Capabilities []int
+
+	as user
 }
 
 // gate is what a process is before it is admitted: a shell that becomes the
@@ -100,7 +102,10 @@ func start(c Command, netns string, in, out *os.File) (pid int, err error) {
 		if err := enter(netns); err != nil {
 			return err
 		}
-		if err := confine(c.Capabilities); err != nil {
+		if err := goTo(cmp.Or(c.Dir, "/")); err != nil {
+			return err
+		}
+		if err := confine(c.Capabilities, c.as); err != nil {
 			return err
 		}
 		pid, err = fork(c, in, out)
@@ -124,14 +129,25 @@ func enter(netns string) error {
 	return nil
 }
 
+// goTo changes the working directory of this thread alone, as root: another user
+// need not be able to go there, only to have it.
+func goTo(dir string) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("have a working directory of its own: %w", err)
+	}
+	if err := unix.Chdir(dir); err != nil {
+		return &os.PathError{Op: "chdir", Path: dir, Err: err}
+	}
+	return nil
+}
+
 // fork starts the gate in a session of its own, with an environment that has
 // nothing of the daemon's.
 func fork(c Command, in, out *os.File) (int, error) {
 	p, err := os.StartProcess(gate[0], append(slices.Clone(gate), c.Args...), &os.ProcAttr{
-		Dir:   cmp.Or(c.Dir, "/"),
 		Env:   environ(),
 		Files: append([]*os.File{in, out, out}, c.Files...),
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: c.as.credential()},
 	})
 	if err != nil {
 		return 0, err
@@ -154,7 +170,7 @@ func RunConfined(ctx context.Context, c Command, out io.Writer) error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make a network namespace: %w", err)
 		}
-		if err := confine(c.Capabilities); err != nil {
+		if err := confine(c.Capabilities, user{}); err != nil {
 			return err
 		}
 		cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)

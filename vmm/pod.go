@@ -146,7 +146,7 @@ func (p *pod) launch(ctx context.Context, role string, c Command) error {
 		return err
 	}
 	defer out.Close()
-	c.Dir = p.vm
+	c.Dir, c.as = p.vm, p.as(role, c.Args[0])
 	return launch(c, p.netns, out, func(q Process) error { return p.admit(ctx, role, q) })
 }
 

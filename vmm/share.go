@@ -62,6 +62,9 @@ func (p *pod) share(ctx context.Context) ([]Share, error) {
 		return nil, err
 	}
 	defer listener.Close()
+	if err := p.give(socketShare); err != nil {
+		return nil, err
+	}
 	err = p.launch(ctx, roleShare, Command{
 		// Both the C and the Rust virtiofsd take these; each has its seccomp
 		// filter on unless told otherwise. They end with the VMM's connection.

@@ -17,17 +17,20 @@ import (
 // directory and have names in it, and the daemon goes by the directory's
 // descriptor.
 
-// Dial connects to the unix socket at path, however long that is.
+// Dial connects to the unix socket at path, however long that is, and to no other
+// one: who may write to its directory cannot lead the caller elsewhere.
 func Dial(ctx context.Context, path string) (conn *net.UnixConn, err error) {
-	err = short(path, func(path string) error {
-		var d net.Dialer
-		c, err := d.DialContext(ctx, "unix", path)
-		if err == nil {
-			conn = c.(*net.UnixConn)
-		}
-		return err
-	})
-	return conn, err
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UnixConn), nil
 }
 
 // Listen makes a unix socket at path, however long that is, in place of one that

@@ -101,7 +101,7 @@ type (
 // Config is a machine to make. Sizes are in bytes.
 type Config struct {
 	ID  string // of the sandbox
-	Dir string // of the machine alone, 0700; its processes are started in it
+	Dir string // of the machine alone; its processes are started in it
 
 	VMM     string // the VMM's program; empty for where the driver looks
 	Machine string // type of machine; empty for the driver's choice

@@ -45,6 +45,9 @@ func (p *pod) wire(ctx context.Context, l *link) (err error) {
 	if l.hello, err = h.Listen(helloPort); err != nil {
 		return fmt.Errorf("listen for the guest's agent: %w", err)
 	}
+	if err := p.give(socketVsock + "_" + decimal(helloPort)); err != nil {
+		return err
+	}
 	l.device.CID = hybridCID
 	if !p.driver.Needs().Vsock {
 		l.transport, l.device.Path = h, socketVsock

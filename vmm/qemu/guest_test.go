@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,6 +69,7 @@ func TestGuest(t *testing.T) {
 		"PodHasNetwork":     podHasNetwork,
 		"VerbsRepeat":       verbsRepeat,
 		"VerbsRefuse":       verbsRefuse,
+		"IsNobody":          isNobody,
 	} {
 		t.Run(name, func(t *testing.T) {
 			inner := *b
@@ -511,6 +513,33 @@ func verbsRefuse(b *box) {
 	defer cancel()
 	if _, err = g.Mount(soon, &api.MountRequest{Serial: "none", Type: "ext4", Target: "/run/disk"}); err == nil {
 		b.Error("a disk that is not there was mounted")
+	}
+}
+
+// isNobody holds that the VMM and its vsock device are a user of the pod's own,
+// and that their directory is not theirs to change.
+func isNobody(b *box) {
+	program, err := Program("")
+	b.must(err)
+	if err := options(b.T).Unprivileged(program, vmm.TCG); err != nil {
+		b.Skip(err)
+	}
+	saved, err := b.Save()
+	b.must(err)
+	var state struct{ Processes map[string]vmm.Process }
+	b.must(json.Unmarshal(saved, &state))
+	user := func(role string) uint32 {
+		info, err := os.Stat(fmt.Sprintf("/proc/%d", state.Processes[role].Pid))
+		b.must(err)
+		return info.Sys().(*syscall.Stat_t).Uid
+	}
+	if vmm, vsock := user("vmm"), user("vsock"); vmm < 0x7000_0000 || vsock != vmm {
+		b.Errorf("users %d and %d", vmm, vsock)
+	}
+	info, err := os.Stat(filepath.Join(b.dir, "vm"))
+	b.must(err)
+	if mode := info.Mode(); mode.Perm() != 0o770 || mode&os.ModeSticky == 0 || info.Sys().(*syscall.Stat_t).Uid != 0 {
+		b.Errorf("mode of the directory: %v", mode)
 	}
 }
 

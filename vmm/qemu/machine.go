@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -20,7 +22,7 @@ var (
 	fpUnplugged = failpoint.New("vmm/qemu/unplugged")
 )
 
-// machine is a vmm.VM.
+// machine is the vmm.VM of a QEMU.
 type machine struct {
 	path  string        // of the control socket
 	slots int           // for what is plugged
@@ -64,8 +66,13 @@ const undoTime = 10 * time.Second
 // PlugDisk implements vmm.DiskPlugger.
 func (m *machine) PlugDisk(ctx context.Context, d vmm.Disk) error {
 	what, began := "plug disk "+d.ID, false
-	err := m.do(ctx, what, func(s *session) error {
-		node := s.node(ctx, d)
+	f, err := openDisk(d)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	defer f.Close()
+	err = m.do(ctx, what, func(s *session) error {
+		node := s.node(ctx, d, f)
 		if began = !errdefs.IsFailedPrecondition(node); node != nil {
 			return node
 		}
@@ -85,12 +92,37 @@ func (m *machine) PlugDisk(ctx context.Context, d vmm.Disk) error {
 	return err
 }
 
-// node makes a disk's backend, which QEMU refuses if there is one of that name.
-func (s *session) node(ctx context.Context, d vmm.Disk) error {
-	return s.run(ctx, "blockdev-add", table{
+// openDisk opens what a disk is on, for QEMU, which need not be able to.
+func openDisk(d vmm.Disk) (*os.File, error) {
+	mode := os.O_RDWR
+	if d.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	f, err := os.OpenFile(d.Path, mode, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
+}
+
+// node makes a disk's backend of a file, which QEMU refuses if there is one of
+// that name.
+func (s *session) node(ctx context.Context, d vmm.Disk, f *os.File) error {
+	var set struct {
+		ID int `json:"fdset-id"`
+	}
+	if err := s.run(ctx, "add-fd", nil, &set, f); err != nil {
+		return err
+	}
+	err := s.run(ctx, "blockdev-add", table{
 		"driver": "raw", "node-name": d.ID, "read-only": d.ReadOnly,
-		"file": table{"driver": protocol(d.Path), "filename": d.Path, "locking": "off"},
+		"file": table{"driver": protocol(d.Path), "filename": "/dev/fdset/" + strconv.Itoa(set.ID), "locking": "off"},
 	}, nil)
+	if errdefs.IsFailedPrecondition(err) {
+		return err // and QEMU closes the file with the session
+	}
+	// The backend has its own by now.
+	return errors.Join(err, s.run(ctx, "remove-fd", table{"fdset-id": set.ID}, nil))
 }
 
 // blk is a disk as the guest sees it.

@@ -205,14 +205,24 @@ func (s *session) equip(ctx context.Context, c vmm.Config) error {
 		}
 	}
 	for _, d := range c.Disks {
-		if err := s.node(ctx, d); err != nil {
-			return err
-		}
-		if err := plug(blk(d)); err != nil {
+		if err := s.start(ctx, d, plug); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// start is for a disk of a machine that does not run yet.
+func (s *session) start(ctx context.Context, d vmm.Disk, plug func(table) error) error {
+	f, err := openDisk(d)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := s.node(ctx, d, f); err != nil {
+		return err
+	}
+	return plug(blk(d))
 }
 
 // vsock is first: the agent says hello by it.
