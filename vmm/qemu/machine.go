@@ -134,17 +134,22 @@ func blk(d vmm.Disk) table {
 // is gone already: an earlier call may have been cut off between the two.
 func (m *machine) UnplugDisk(ctx context.Context, id string) error {
 	return m.do(ctx, "unplug disk "+id, func(s *session) error {
-		gone := s.unplug(ctx, id)
-		if gone != nil && !errdefs.IsNotFound(gone) {
-			return gone
-		}
-		fpUnplugged.Hit()
-		err := s.run(ctx, "blockdev-del", table{"node-name": id}, nil)
-		if gone != nil && errdefs.IsFailedPrecondition(err) {
-			return gone // there is neither: QEMU has no class of its own for that
-		}
-		return err
+		return s.remove(ctx, id, "blockdev-del", table{"node-name": id})
 	})
+}
+
+// remove unplugs a device, and removes its backend by a command.
+func (s *session) remove(ctx context.Context, id, command string, args table) error {
+	gone := s.unplug(ctx, id)
+	if gone != nil && !errdefs.IsNotFound(gone) {
+		return gone
+	}
+	fpUnplugged.Hit()
+	err := s.run(ctx, command, args, nil)
+	if gone != nil && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)) {
+		return gone // there is neither, which QEMU says of a disk's by no class of its own
+	}
+	return err
 }
 
 // PlugNIC implements vmm.NICPlugger.
@@ -177,13 +182,10 @@ func (s *session) nic(ctx context.Context, n vmm.NIC, plug func(device table) er
 	return err
 }
 
-// UnplugNIC implements vmm.NICPlugger.
+// UnplugNIC implements vmm.NICPlugger, as UnplugDisk.
 func (m *machine) UnplugNIC(ctx context.Context, id string) error {
 	return m.do(ctx, "unplug interface "+id, func(s *session) error {
-		if err := s.unplug(ctx, id); err != nil {
-			return err
-		}
-		return s.run(ctx, "netdev_del", table{"id": id}, nil)
+		return s.remove(ctx, id, "netdev_del", table{"id": id})
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -258,6 +259,24 @@ func TestUnplugHalf(t *testing.T) {
 	}
 	if err := m.PlugDisk(t.Context(), vmm.Disk{ID: "disk", Path: os.DevNull}); err != nil {
 		t.Error(err)
+	}
+}
+
+// The same of an interface.
+func TestUnplugNICHalf(t *testing.T) {
+	var backend atomic.Bool
+	backend.Store(true)
+	m := monitor(t, greeting, func(command string, _ map[string]any) string {
+		if command == "netdev_del" && backend.Swap(false) {
+			return fine
+		}
+		return missing
+	})
+	if err := m.UnplugNIC(t.Context(), "eth0"); err != nil || backend.Load() {
+		t.Errorf("it is left: %t, %v", backend.Load(), err)
+	}
+	if err := m.UnplugNIC(t.Context(), "eth0"); !errdefs.IsNotFound(err) {
+		t.Errorf("once more: %v", err)
 	}
 }
 
