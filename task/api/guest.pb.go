@@ -23,7 +23,6 @@ package api
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
-	anypb "google.golang.org/protobuf/types/known/anypb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -940,272 +939,11 @@ func (*UnmountResponse) Descriptor() ([]byte, []int) {
 	return file_guest_proto_rawDescGZIP(), []int{14}
 }
 
-type ClockRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ClockRequest) Reset() {
-	*x = ClockRequest{}
-	mi := &file_guest_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ClockRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ClockRequest) ProtoMessage() {}
-
-func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
-func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *ClockRequest) GetTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.Time
-	}
-	return nil
-}
-
-type ClockResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// How far ahead of the new time the clock was, in nanoseconds; negative if
-	// it was behind.
-	Ahead         int64 `protobuf:"varint,1,opt,name=ahead,proto3" json:"ahead,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ClockResponse) Reset() {
-	*x = ClockResponse{}
-	mi := &file_guest_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ClockResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ClockResponse) ProtoMessage() {}
-
-func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
-func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *ClockResponse) GetAhead() int64 {
-	if x != nil {
-		return x.Ahead
-	}
-	return 0
-}
-
-type UsageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UsageRequest) Reset() {
-	*x = UsageRequest{}
-	mi := &file_guest_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UsageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UsageRequest) ProtoMessage() {}
-
-func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
-func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{17}
-}
-
-type UsageResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of all containers: *v2.Metrics of containerd/cgroups; not set before the
-	// first one.
-	Containers *anypb.Any `protobuf:"bytes,1,opt,name=containers,proto3" json:"containers,omitempty"`
-	// Of the guest, in bytes.
-	MemoryTotal     uint64 `protobuf:"varint,2,opt,name=memory_total,json=memoryTotal,proto3" json:"memory_total,omitempty"`
-	MemoryAvailable uint64 `protobuf:"varint,3,opt,name=memory_available,json=memoryAvailable,proto3" json:"memory_available,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
-}
-
-func (x *UsageResponse) Reset() {
-	*x = UsageResponse{}
-	mi := &file_guest_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UsageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UsageResponse) ProtoMessage() {}
-
-func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
-func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *UsageResponse) GetContainers() *anypb.Any {
-	if x != nil {
-		return x.Containers
-	}
-	return nil
-}
-
-func (x *UsageResponse) GetMemoryTotal() uint64 {
-	if x != nil {
-		return x.MemoryTotal
-	}
-	return 0
-}
-
-func (x *UsageResponse) GetMemoryAvailable() uint64 {
-	if x != nil {
-		return x.MemoryAvailable
-	}
-	return 0
-}
-
-type ShutdownRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ShutdownRequest) Reset() {
-	*x = ShutdownRequest{}
-	mi := &file_guest_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ShutdownRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ShutdownRequest) ProtoMessage() {}
-
-func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
-func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{19}
-}
-
-type ShutdownResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ShutdownResponse) Reset() {
-	*x = ShutdownResponse{}
-	mi := &file_guest_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ShutdownResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ShutdownResponse) ProtoMessage() {}
-
-func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
-func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{20}
-}
-
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
 	"\n" +
-	"\vguest.proto\x12\x0fkuasar.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
+	"\vguest.proto\x12\x0fkuasar.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\n" +
 	"RunRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
@@ -1272,28 +1010,12 @@ const file_guest_proto_rawDesc = "" +
 	"\x05minor\x18\x03 \x01(\rR\x05minor\"(\n" +
 	"\x0eUnmountRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\"\x11\n" +
-	"\x0fUnmountResponse\">\n" +
-	"\fClockRequest\x12.\n" +
-	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"%\n" +
-	"\rClockResponse\x12\x14\n" +
-	"\x05ahead\x18\x01 \x01(\x03R\x05ahead\"\x0e\n" +
-	"\fUsageRequest\"\x93\x01\n" +
-	"\rUsageResponse\x124\n" +
-	"\n" +
-	"containers\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\n" +
-	"containers\x12!\n" +
-	"\fmemory_total\x18\x02 \x01(\x04R\vmemoryTotal\x12)\n" +
-	"\x10memory_available\x18\x03 \x01(\x04R\x0fmemoryAvailable\"\x11\n" +
-	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\x94\x04\n" +
+	"\x0fUnmountResponse2\xb3\x02\n" +
 	"\x05Guest\x12F\n" +
 	"\x05Setup\x12\x1d.kuasar.agent.v1.SetupRequest\x1a\x1e.kuasar.agent.v1.SetupResponse\x12L\n" +
 	"\aNetwork\x12\x1f.kuasar.agent.v1.NetworkRequest\x1a .kuasar.agent.v1.NetworkResponse\x12F\n" +
 	"\x05Mount\x12\x1d.kuasar.agent.v1.MountRequest\x1a\x1e.kuasar.agent.v1.MountResponse\x12L\n" +
-	"\aUnmount\x12\x1f.kuasar.agent.v1.UnmountRequest\x1a .kuasar.agent.v1.UnmountResponse\x12F\n" +
-	"\x05Clock\x12\x1d.kuasar.agent.v1.ClockRequest\x1a\x1e.kuasar.agent.v1.ClockResponse\x12F\n" +
-	"\x05Usage\x12\x1d.kuasar.agent.v1.UsageRequest\x1a\x1e.kuasar.agent.v1.UsageResponse\x12O\n" +
-	"\bShutdown\x12 .kuasar.agent.v1.ShutdownRequest\x1a!.kuasar.agent.v1.ShutdownResponse2M\n" +
+	"\aUnmount\x12\x1f.kuasar.agent.v1.UnmountRequest\x1a .kuasar.agent.v1.UnmountResponse2M\n" +
 	"\aConsole\x12B\n" +
 	"\x03Run\x12\x1b.kuasar.agent.v1.RunRequest\x1a\x1c.kuasar.agent.v1.RunResponse0\x01B=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
 
@@ -1309,7 +1031,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_guest_proto_goTypes = []any{
 	(*RunRequest)(nil),            // 0: kuasar.agent.v1.RunRequest
 	(*RunResponse)(nil),           // 1: kuasar.agent.v1.RunResponse
@@ -1326,47 +1048,32 @@ var file_guest_proto_goTypes = []any{
 	(*MountResponse)(nil),         // 12: kuasar.agent.v1.MountResponse
 	(*UnmountRequest)(nil),        // 13: kuasar.agent.v1.UnmountRequest
 	(*UnmountResponse)(nil),       // 14: kuasar.agent.v1.UnmountResponse
-	(*ClockRequest)(nil),          // 15: kuasar.agent.v1.ClockRequest
-	(*ClockResponse)(nil),         // 16: kuasar.agent.v1.ClockResponse
-	(*UsageRequest)(nil),          // 17: kuasar.agent.v1.UsageRequest
-	(*UsageResponse)(nil),         // 18: kuasar.agent.v1.UsageResponse
-	(*ShutdownRequest)(nil),       // 19: kuasar.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 20: kuasar.agent.v1.ShutdownResponse
-	nil,                           // 21: kuasar.agent.v1.SetupRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 23: google.protobuf.Any
+	nil,                           // 15: kuasar.agent.v1.SetupRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_guest_proto_depIdxs = []int32{
-	21, // 0: kuasar.agent.v1.SetupRequest.sysctls:type_name -> kuasar.agent.v1.SetupRequest.SysctlsEntry
+	15, // 0: kuasar.agent.v1.SetupRequest.sysctls:type_name -> kuasar.agent.v1.SetupRequest.SysctlsEntry
 	3,  // 1: kuasar.agent.v1.SetupRequest.shares:type_name -> kuasar.agent.v1.Share
-	22, // 2: kuasar.agent.v1.SetupRequest.time:type_name -> google.protobuf.Timestamp
+	16, // 2: kuasar.agent.v1.SetupRequest.time:type_name -> google.protobuf.Timestamp
 	6,  // 3: kuasar.agent.v1.NetworkRequest.interfaces:type_name -> kuasar.agent.v1.Interface
 	7,  // 4: kuasar.agent.v1.Interface.addresses:type_name -> kuasar.agent.v1.Address
 	8,  // 5: kuasar.agent.v1.Interface.routes:type_name -> kuasar.agent.v1.Route
 	9,  // 6: kuasar.agent.v1.Interface.neighbours:type_name -> kuasar.agent.v1.Neighbour
-	22, // 7: kuasar.agent.v1.ClockRequest.time:type_name -> google.protobuf.Timestamp
-	23, // 8: kuasar.agent.v1.UsageResponse.containers:type_name -> google.protobuf.Any
-	2,  // 9: kuasar.agent.v1.Guest.Setup:input_type -> kuasar.agent.v1.SetupRequest
-	5,  // 10: kuasar.agent.v1.Guest.Network:input_type -> kuasar.agent.v1.NetworkRequest
-	11, // 11: kuasar.agent.v1.Guest.Mount:input_type -> kuasar.agent.v1.MountRequest
-	13, // 12: kuasar.agent.v1.Guest.Unmount:input_type -> kuasar.agent.v1.UnmountRequest
-	15, // 13: kuasar.agent.v1.Guest.Clock:input_type -> kuasar.agent.v1.ClockRequest
-	17, // 14: kuasar.agent.v1.Guest.Usage:input_type -> kuasar.agent.v1.UsageRequest
-	19, // 15: kuasar.agent.v1.Guest.Shutdown:input_type -> kuasar.agent.v1.ShutdownRequest
-	0,  // 16: kuasar.agent.v1.Console.Run:input_type -> kuasar.agent.v1.RunRequest
-	4,  // 17: kuasar.agent.v1.Guest.Setup:output_type -> kuasar.agent.v1.SetupResponse
-	10, // 18: kuasar.agent.v1.Guest.Network:output_type -> kuasar.agent.v1.NetworkResponse
-	12, // 19: kuasar.agent.v1.Guest.Mount:output_type -> kuasar.agent.v1.MountResponse
-	14, // 20: kuasar.agent.v1.Guest.Unmount:output_type -> kuasar.agent.v1.UnmountResponse
-	16, // 21: kuasar.agent.v1.Guest.Clock:output_type -> kuasar.agent.v1.ClockResponse
-	18, // 22: kuasar.agent.v1.Guest.Usage:output_type -> kuasar.agent.v1.UsageResponse
-	20, // 23: kuasar.agent.v1.Guest.Shutdown:output_type -> kuasar.agent.v1.ShutdownResponse
-	1,  // 24: kuasar.agent.v1.Console.Run:output_type -> kuasar.agent.v1.RunResponse
-	17, // [17:25] is the sub-list for method output_type
-	9,  // [9:17] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	2,  // 7: kuasar.agent.v1.Guest.Setup:input_type -> kuasar.agent.v1.SetupRequest
+	5,  // 8: kuasar.agent.v1.Guest.Network:input_type -> kuasar.agent.v1.NetworkRequest
+	11, // 9: kuasar.agent.v1.Guest.Mount:input_type -> kuasar.agent.v1.MountRequest
+	13, // 10: kuasar.agent.v1.Guest.Unmount:input_type -> kuasar.agent.v1.UnmountRequest
+	0,  // 11: kuasar.agent.v1.Console.Run:input_type -> kuasar.agent.v1.RunRequest
+	4,  // 12: kuasar.agent.v1.Guest.Setup:output_type -> kuasar.agent.v1.SetupResponse
+	10, // 13: kuasar.agent.v1.Guest.Network:output_type -> kuasar.agent.v1.NetworkResponse
+	12, // 14: kuasar.agent.v1.Guest.Mount:output_type -> kuasar.agent.v1.MountResponse
+	14, // 15: kuasar.agent.v1.Guest.Unmount:output_type -> kuasar.agent.v1.UnmountResponse
+	1,  // 16: kuasar.agent.v1.Console.Run:output_type -> kuasar.agent.v1.RunResponse
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_guest_proto_init() }
@@ -1380,7 +1087,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -12,9 +12,6 @@ type GuestService interface {
 	Network(context.Context, *NetworkRequest) (*NetworkResponse, error)
 	Mount(context.Context, *MountRequest) (*MountResponse, error)
 	Unmount(context.Context, *UnmountRequest) (*UnmountResponse, error)
-	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
-	Usage(context.Context, *UsageRequest) (*UsageResponse, error)
-	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 }
 
 func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
@@ -47,27 +44,6 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.Unmount(ctx, &req)
-			},
-			"Clock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req ClockRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Clock(ctx, &req)
-			},
-			"Usage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req UsageRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Usage(ctx, &req)
-			},
-			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req ShutdownRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Shutdown(ctx, &req)
 			},
 		},
 	})
@@ -110,30 +86,6 @@ func (c *guestClient) Mount(ctx context.Context, req *MountRequest) (*MountRespo
 func (c *guestClient) Unmount(ctx context.Context, req *UnmountRequest) (*UnmountResponse, error) {
 	var resp UnmountResponse
 	if err := c.client.Call(ctx, "kuasar.agent.v1.Guest", "Unmount", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *guestClient) Clock(ctx context.Context, req *ClockRequest) (*ClockResponse, error) {
-	var resp ClockResponse
-	if err := c.client.Call(ctx, "kuasar.agent.v1.Guest", "Clock", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *guestClient) Usage(ctx context.Context, req *UsageRequest) (*UsageResponse, error) {
-	var resp UsageResponse
-	if err := c.client.Call(ctx, "kuasar.agent.v1.Guest", "Usage", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *guestClient) Shutdown(ctx context.Context, req *ShutdownRequest) (*ShutdownResponse, error) {
-	var resp ShutdownResponse
-	if err := c.client.Call(ctx, "kuasar.agent.v1.Guest", "Shutdown", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

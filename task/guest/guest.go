@@ -13,20 +13,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
-	"github.com/containerd-kuasar/containerd-kuasar/task/stats"
 )
-
-// Group is the cgroup above those of all containers, as the host names it in
-// their specs.
-const Group = "/kuasar"
 
 // Guest implements api.GuestService for the machine that it runs in.
 type Guest struct {
@@ -54,52 +45,6 @@ func (g *Guest) take(ctx context.Context) error {
 }
 
 func (g *Guest) pass() { <-g.turn }
-
-// Usage implements api.GuestService.
-func (g *Guest) Usage(context.Context, *api.UsageRequest) (*api.UsageResponse, error) {
-	total, available, err := memory()
-	if err != nil {
-		return nil, err
-	}
-	u := &api.UsageResponse{MemoryTotal: total, MemoryAvailable: available}
-	m, err := stats.Metrics(map[string]string{"": cgroupRoot + Group})
-	switch {
-	case errdefs.IsNotFound(err): // no container yet
-	case err != nil:
-		return nil, err
-	default:
-		u.Containers = &anypb.Any{TypeUrl: m.GetTypeUrl(), Value: m.GetValue()}
-	}
-	return u, nil
-}
-
-// memory reads the two lines of /proc/meminfo that nothing else tells, in bytes.
-func memory() (total, available uint64, err error) {
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		var kib uint64
-		switch name, value, _ := strings.Cut(line, ":"); name {
-		case "MemTotal", "MemAvailable":
-			if _, err := fmt.Sscanf(value, "%d kB", &kib); err != nil {
-				return 0, 0, fmt.Errorf("/proc/meminfo: %q: %w", line, err)
-			}
-			if name == "MemTotal" {
-				total = kib << 10
-			} else {
-				available = kib << 10
-			}
-		}
-	}
-	return total, available, nil
-}
-
-// Shutdown implements api.GuestService.
-func (g *Guest) Shutdown(context.Context, *api.ShutdownRequest) (*api.ShutdownResponse, error) {
-	return nil, PowerOff()
-}
 
 // PowerOff ends the machine. It returns on error only.
 func PowerOff() error {

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 	"unsafe"
 
 	"github.com/containerd/errdefs"
@@ -38,7 +37,7 @@ func (g *Guest) setup(ctx context.Context, r *api.SetupRequest) error {
 		return err
 	}
 	if r.Time != nil {
-		if _, err := setClock(r.Time); err != nil {
+		if err := setClock(r.Time); err != nil {
 			return err
 		}
 	}
@@ -184,30 +183,19 @@ func seed(entropy []byte) error {
 	return nil
 }
 
-// Clock implements api.GuestService.
-func (g *Guest) Clock(_ context.Context, r *api.ClockRequest) (*api.ClockResponse, error) {
-	ahead, err := setClock(r.Time)
-	if err != nil {
-		return nil, err
-	}
-	return &api.ClockResponse{Ahead: int64(ahead)}, nil
-}
-
-// setClock returns how far ahead the clock was.
-func setClock(t *timestamppb.Timestamp) (ahead time.Duration, err error) {
+func setClock(t *timestamppb.Timestamp) error {
 	if err := t.CheckValid(); err != nil {
-		return 0, invalid("set the clock: %v", err)
+		return invalid("set the clock: %v", err)
 	}
 	to := t.AsTime()
 	ts, err := unix.TimeToTimespec(to)
 	if err != nil {
-		return 0, invalid("set the clock to %v: %v", to, err)
+		return invalid("set the clock to %v: %v", to, err)
 	}
-	ahead = time.Since(to)
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-		return 0, fmt.Errorf("set the clock to %v: %w", to, err)
+		return fmt.Errorf("set the clock to %v: %w", to, err)
 	}
-	return ahead, nil
+	return nil
 }
 
 func release() string {
