@@ -3,7 +3,6 @@ package forward
 import (
 	"encoding/binary"
 	"io"
-	"net"
 	"testing"
 )
 
@@ -16,7 +15,7 @@ func FuzzAsk(f *testing.F) {
 	f.Add([]byte{0xff}, uint16(1))
 	f.Add([]byte{}, uint16(22))
 	f.Fuzz(func(t *testing.T, answer []byte, port uint16) {
-		ours, theirs := net.Pipe()
+		ours, theirs := pair(t) // net.Pipe takes no deadline once its other end is closed
 		asked := make(chan uint16, 1)
 		go func() {
 			defer theirs.Close()
