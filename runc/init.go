@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
 )
@@ -78,7 +79,9 @@ func (p *pod) share(ctx context.Context) error {
 // ends it. A caller that gives up gets what was begun undone: the worker would
 // not notice, and go on making the container behind our back.
 func (p *pod) launch(caller context.Context, stay bool) (err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), launchTime)
+	ctx, span := trace.Start(context.WithoutCancel(caller), "runc.init")
+	defer span.End(&err)
+	ctx, cancel := context.WithTimeout(ctx, launchTime)
 	defer cancel()
 	ctx = namespaces.WithNamespace(ctx, p.namespace)
 	program, err := p.backend.Worker.Program()

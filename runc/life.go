@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
 )
@@ -42,7 +43,9 @@ func (p *pod) run(ctx context.Context) error {
 	// Only the node's first pod has to wait for this.
 	agent := make(chan error, 1)
 	go func() {
+		ctx, span := trace.Start(ctx, "runc.worker")
 		_, err := p.backend.Worker.Agent(ctx)
+		span.End(&err)
 		agent <- err
 	}()
 	err := p.make(ctx)
@@ -59,7 +62,9 @@ func (p *pod) run(ctx context.Context) error {
 }
 
 // make makes what needs no process.
-func (p *pod) make(context.Context) error {
+func (p *pod) make(ctx context.Context) (err error) {
+	_, span := trace.Start(ctx, "runc.namespaces")
+	defer span.End(&err)
 	process, _, err := host.Labels(p.config.GetLinux().GetSecurityContext().GetSelinuxOptions())
 	if err != nil {
 		return err

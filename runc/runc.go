@@ -30,6 +30,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
@@ -298,7 +299,9 @@ func (p *pod) view() host.View {
 }
 
 // Prepare implements sandbox.Sandbox.
-func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle, error) {
+func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (_ sandbox.Bundle, err error) {
+	ctx, span := trace.Start(ctx, "runc.prepare")
+	defer span.End(&err)
 	cgroup.Warm(warm)
 	if err := check(c); err != nil {
 		return sandbox.Bundle{}, fmt.Errorf("prepare container %s of pod %s: %w", c.ID, p.id, err)

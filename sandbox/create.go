@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 )
 
 var (
@@ -43,11 +44,14 @@ const (
 )
 
 // Create checks what the sandbox shall be and makes its directory and records.
-func (c *Controller) Create(ctx context.Context, info core.Sandbox, opts ...core.CreateOpt) error {
+func (c *Controller) Create(ctx context.Context, info core.Sandbox, opts ...core.CreateOpt) (err error) {
+	ctx, span := c.trace(ctx, "sandbox.Create", info.ID)
+	defer span.End(&err)
 	p, err := c.describe(ctx, info, opts)
 	if err != nil {
 		return fmt.Errorf("create sandbox %s: %w", info.ID, err)
 	}
+	span.Set(trace.Pod, p.Spec.podName())
 	b := newBox(p.Spec.ID, p.Spec.Dir, Created)
 	p.Spec.Saved = b.save
 	b.plan = &p

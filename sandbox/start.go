@@ -27,7 +27,9 @@ var (
 // the CRI plugin never calls Shutdown then. What cannot be removed is tried
 // again when somebody creates a sandbox of the same name, and by the next
 // daemon.
-func (c *Controller) Start(ctx context.Context, id string) (core.ControllerInstance, error) {
+func (c *Controller) Start(ctx context.Context, id string) (_ core.ControllerInstance, err error) {
+	ctx, span := c.trace(ctx, "sandbox.Start", id)
+	defer span.End(&err)
 	b, err := c.box(id)
 	if err != nil {
 		return core.ControllerInstance{}, err

@@ -34,7 +34,9 @@ const (
 // Stop ends the sandbox and everything in it. Idempotent; it cancels a Start
 // that is under way. A quarantined sandbox is recovered first, and left alone
 // with an error if that fails again.
-func (c *Controller) Stop(ctx context.Context, id string, opts ...core.StopOpt) error {
+func (c *Controller) Stop(ctx context.Context, id string, opts ...core.StopOpt) (err error) {
+	ctx, span := c.trace(ctx, "sandbox.Stop", id)
+	defer span.End(&err)
 	var o core.StopOptions
 	for _, opt := range opts {
 		opt(&o)
@@ -49,7 +51,9 @@ func (c *Controller) Stop(ctx context.Context, id string, opts ...core.StopOpt) 
 
 // Shutdown stops the sandbox if it runs, and removes everything of it.
 // Idempotent. For a quarantined sandbox it does what Stop does.
-func (c *Controller) Shutdown(ctx context.Context, id string) error {
+func (c *Controller) Shutdown(ctx context.Context, id string) (err error) {
+	ctx, span := c.trace(ctx, "sandbox.Shutdown", id)
+	defer span.End(&err)
 	return c.terminate(ctx, id, func(ctx context.Context, b *box) error {
 		if err := c.halt(ctx, b); err != nil {
 			return err

@@ -19,7 +19,9 @@ const (
 )
 
 // Update resizes a running sandbox; nothing else of it can be updated.
-func (c *Controller) Update(ctx context.Context, id string, changed core.Sandbox, fields ...string) error {
+func (c *Controller) Update(ctx context.Context, id string, changed core.Sandbox, fields ...string) (err error) {
+	ctx, span := c.trace(ctx, "sandbox.Update", id)
+	defer span.End(&err)
 	b, err := c.box(id)
 	if err != nil {
 		return err

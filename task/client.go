@@ -36,7 +36,7 @@ type Client struct {
 // It blocks for one round trip.
 func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 	c := &Client{done: make(chan struct{})}
-	c.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(c.done) }))
+	c.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(c.done) }), ttrpc.WithUnaryClientInterceptor(c.traced))
 	c.TTRPCTaskService = taskapi.NewTTRPCTaskClient(c.conn)
 	c.AgentClient = api.NewAgentClient(c.conn)
 	info, err := c.Info(ctx, &api.InfoRequest{})

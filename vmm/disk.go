@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
 
@@ -94,6 +95,8 @@ func diskTarget(container string) string { return filepath.Join(disksSeen, conta
 // errdefs.ErrResourceExhausted, and nothing has been done, if the machine has no
 // slot for it.
 func (p *pod) attach(ctx context.Context, d disk) (_ *api.MountResponse, err error) {
+	ctx, span := trace.Start(ctx, "vmm.disk")
+	defer span.End(&err)
 	plugger, ok := p.controls().(DiskPlugger)
 	if !ok {
 		return nil, fmt.Errorf("%s takes no disks while it runs: %w", p.opts.Hypervisor, errdefs.ErrResourceExhausted)

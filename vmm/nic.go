@@ -1,10 +1,12 @@
 package vmm
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strconv"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm/network"
 )
 
@@ -13,10 +15,12 @@ const queues = 1
 
 // join makes a tap for each interface of the pod's network namespace. The caller
 // releases them once the VMM has them. On error clear gives back what is joined.
-func (p *pod) join() (nics []NIC, found []network.Interface, err error) {
+func (p *pod) join(ctx context.Context) (nics []NIC, found []network.Interface, err error) {
 	if p.netns == "" {
 		return nil, nil, nil
 	}
+	_, span := trace.Start(ctx, "vmm.network")
+	defer span.End(&err)
 	if found, err = network.Scan(p.netns); err != nil {
 		return nil, nil, err
 	}

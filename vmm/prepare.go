@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/devices"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
 )
@@ -37,6 +38,8 @@ func (p *pod) Prepare(ctx context.Context, c *sandbox.Container) (sandbox.Bundle
 }
 
 func (p *pod) prepare(ctx context.Context, c *sandbox.Container) (b sandbox.Bundle, err error) {
+	ctx, span := trace.Start(ctx, "vmm.prepare")
+	defer span.End(&err)
 	if err := errors.Join(identifiers.Validate(c.ID), check(c)); err != nil {
 		return b, err
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 )
 
 // RAM is the memory of a machine that is saved, or a clone: a memfd that the VMM
@@ -134,7 +135,9 @@ func writeSparse(w io.WriterAt, b []byte, at int64) error {
 // Fill copies what Save wrote at path to the machine of process p, which has
 // mapped the memory and does not run yet. It is as if that process did: its
 // cgroup is charged for the memory, not the daemon's.
-func (r *RAM) Fill(ctx context.Context, p Process, path string) error {
+func (r *RAM) Fill(ctx context.Context, p Process, path string) (err error) {
+	ctx, span := trace.Start(ctx, "vmm.memory")
+	defer span.End(&err)
 	if err := r.fill(ctx, p, path); err != nil {
 		return fmt.Errorf("fill a machine's memory: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm/network"
 )
@@ -24,7 +25,9 @@ const (
 )
 
 // setup makes the guest the pod.
-func (p *pod) setup(ctx context.Context, interfaces []network.Interface) error {
+func (p *pod) setup(ctx context.Context, interfaces []network.Interface) (err error) {
+	ctx, span := trace.Start(ctx, "vmm.setup")
+	defer span.End(&err)
 	c, err := p.connect(ctx)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox/host"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 )
@@ -44,7 +45,9 @@ func (o Options) virtiofsd() (string, error) {
 }
 
 // share makes the pod's share and runs the daemon that serves it.
-func (p *pod) share(ctx context.Context) ([]Share, error) {
+func (p *pod) share(ctx context.Context) (_ []Share, err error) {
+	ctx, span := trace.Start(ctx, "vmm.share")
+	defer span.End(&err)
 	if err := p.makeShare(); err != nil {
 		return nil, fmt.Errorf("make the pod's share: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm/network"
 )
 
@@ -82,14 +83,16 @@ func (p *pod) boot(ctx context.Context, clone bool) (t *trial, err error) {
 }
 
 // assemble runs the machine and all that it needs. What can be done at once is.
-func (p *pod) assemble(ctx context.Context, c Config, t *trial) error {
+func (p *pod) assemble(ctx context.Context, c Config, t *trial) (err error) {
+	ctx, span := trace.Start(ctx, t.way())
+	defer span.End(&err)
 	var l link
 	defer l.close()
 	defer func() { release(c.NICs) }()
 	var interfaces []network.Interface
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		c.NICs, interfaces, err = p.join()
+		c.NICs, interfaces, err = p.join(gctx)
 		return err
 	})
 	g.Go(func() error { return p.wire(gctx, &l) })
@@ -110,7 +113,7 @@ func (p *pod) assemble(ctx context.Context, c Config, t *trial) error {
 	p.mu.Lock()
 	p.control, p.transport = vm, l.transport
 	p.mu.Unlock()
-	if err := p.greet(ctx, l.hello); err != nil {
+	if err := p.awake(ctx, l.hello, t); err != nil {
 		return t.fault(fmt.Errorf("%w%s", err, p.tail(roleVMM)))
 	}
 	fpHello.Hit()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 )
 
 var fpUndone = failpoint.New("vmm/template/undone")
@@ -43,6 +44,8 @@ func (p *pod) template(ctx context.Context, c Config) *trial {
 	if !ok || store == nil || !p.opts.Templates {
 		return nil
 	}
+	ctx, span := trace.Start(ctx, "vmm.template")
+	defer span.End(nil)
 	from := store.take(ctx, d, c, p.opts.BootTimeout)
 	if from == nil {
 		return nil
@@ -55,7 +58,9 @@ func (p *pod) template(ctx context.Context, c Config) *trial {
 }
 
 // begun starts the machine, one way or the other.
-func (p *pod) begun(ctx context.Context, c Config, t *trial) (VM, error) {
+func (p *pod) begun(ctx context.Context, c Config, t *trial) (_ VM, err error) {
+	ctx, span := trace.Start(ctx, "vmm.machine")
+	defer span.End(&err)
 	if t == nil {
 		return p.driver.Start(ctx, c)
 	}

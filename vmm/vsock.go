@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 )
 
 // link is both ends of a guest's vsock while the machine is started.
@@ -37,6 +39,8 @@ func (l *link) close() {
 // wire makes the guest's vsock, and listens for its hello. The caller closes l,
 // also on error.
 func (p *pod) wire(ctx context.Context, l *link) (err error) {
+	ctx, span := trace.Start(ctx, "vmm.vsock")
+	defer span.End(&err)
 	if p.driver.Needs().Vsock && p.opts.byKernel() {
 		return p.claim(ctx, l)
 	}

@@ -78,25 +78,30 @@ func deafen() {
 }
 
 func boot() error {
+	marks := guest.Resume()
 	modules, err := guest.NewModules(guest.ModuleDir)
 	if err != nil {
 		return err
 	}
 	if !exeseal.IsSelfExeCloned() { // then this process is the second one
+		marks.Mark("kernel")
 		if err := guest.Boot(modules); err != nil {
 			return err
 		}
+		marks.Mark("init")
+		marks.Pass()
 		seal()
 	}
 	name()
 	if err := os.Remove("/init"); err != nil { // the sealed copy is memory, too
 		log.L.WithError(err).Warn("the initramfs keeps its copy of the agent")
 	}
-	return serve(modules)
+	marks.Mark("seal")
+	return serve(modules, marks)
 }
 
 // serve returns when nothing can be served any more.
-func serve(modules *guest.Modules) error {
+func serve(modules *guest.Modules, marks *guest.Marks) error {
 	reaper, err := pidfd.NewReaper()
 	if err != nil {
 		return err
@@ -131,16 +136,17 @@ func serve(modules *guest.Modules) error {
 	if err := s.Restore(context.Background(), nil); err != nil {
 		return err
 	}
-	t, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(server.Interceptor, trim()))
+	t, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(server.Interceptor, s.Trace, trim()))
 	if err != nil {
 		return err
 	}
 	s.Register(t)
 	api.RegisterGuestService(t, guest.New(modules))
-	return listen(t, streams, modules)
+	return listen(t, streams, modules, func() { s.Booted(marks.End("serve")) })
 }
 
-func listen(t *ttrpc.Server, streams *stream.Guest, modules *guest.Modules) error {
+// listen calls ready when the host can be told that the guest is.
+func listen(t *ttrpc.Server, streams *stream.Guest, modules *guest.Modules, ready func()) error {
 	template, err := guest.Template()
 	if err != nil {
 		return err
@@ -161,6 +167,7 @@ func listen(t *ttrpc.Server, streams *stream.Guest, modules *guest.Modules) erro
 	go func() { failed <- forward.Serve(ports) }()
 	go func() { failed <- streams.Serve(stdio) }()
 	go func() { failed <- t.Serve(context.Background(), l) }()
+	ready()
 	go func() {
 		err := error(nil)
 		if template {

@@ -120,7 +120,7 @@ func newWorker(dir string) (_ *worker, err error) {
 func (w *worker) run(ctx context.Context) error {
 	t, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
-		ttrpc.WithChainUnaryServerInterceptor(server.Interceptor, trim()))
+		ttrpc.WithChainUnaryServerInterceptor(server.Interceptor, w.server.Trace, trim()))
 	if err != nil {
 		return err
 	}

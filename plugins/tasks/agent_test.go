@@ -21,6 +21,7 @@ import (
 
 	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	calls "github.com/containerd-kuasar/containerd-kuasar/task/phase"
 )
 
 // agent is an agent in memory. It keeps its containers while its connections
@@ -40,6 +41,8 @@ type agent struct {
 	subs  map[chan *api.Event]bool // of the events
 	conns []io.Closer
 	down  bool
+
+	phases calls.Log
 }
 
 type procKey struct {
@@ -65,11 +68,11 @@ func (a *agent) dial(ctx context.Context) (*task.Client, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("dial: %w: %w", err, errdefs.ErrUnavailable)
 	}
-	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(
+	server, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(
 		func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, m ttrpc.Method) (any, error) {
 			resp, err := m(ctx, u)
 			return resp, errgrpc.ToGRPC(err)
-		}))
+		}, a.phases.Interceptor))
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,9 @@ func (r *Runtime) Create(ctx context.Context, id string, opts runtime.CreateOpts
 	return t, nil
 }
 
-func (r *Runtime) create(ctx context.Context, id string, live *sandbox.Live, opts runtime.CreateOpts) (*Task, error) {
+func (r *Runtime) create(ctx context.Context, id string, live *sandbox.Live, opts runtime.CreateOpts) (_ *Task, err error) {
+	ctx, span := begin(ctx, "task.Create", opts.SandboxID, id)
+	defer span.End(&err)
 	if err := identifiers.Validate(id); err != nil {
 		return nil, err
 	}

@@ -38,7 +38,9 @@ func (r *Runtime) Delete(ctx context.Context, id string) (*runtime.Exit, error) 
 	return exit, nil
 }
 
-func (t *Task) delete(ctx context.Context) (*runtime.Exit, error) {
+func (t *Task) delete(ctx context.Context) (_ *runtime.Exit, err error) {
+	ctx, span := begin(ctx, "task.Delete", t.pod, t.key.id)
+	defer span.End(&err)
 	end, err := t.begin(ctx)
 	if err != nil {
 		return nil, err

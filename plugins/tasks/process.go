@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stream"
 )
@@ -222,7 +223,9 @@ func (p *process) bury() {
 }
 
 // Start implements runtime.Process.
-func (p *process) Start(ctx context.Context) error {
+func (p *process) Start(ctx context.Context) (err error) {
+	ctx, span := begin(ctx, "task.Start", p.task.pod, p.task.key.id)
+	defer span.End(&err)
 	p.hold()
 	defer p.let()
 	ctx, cancel := steady(ctx)
@@ -239,6 +242,7 @@ func (p *process) Start(ctx context.Context) error {
 		}
 		return err
 	}
+	span.Number(trace.Process, int64(pid))
 	p.attach()
 	fpStarted.Hit()
 	p.mu.Lock()

@@ -190,7 +190,9 @@ func (t *Task) freeze(ctx context.Context, to runtime.Status, event any, call fu
 }
 
 // Exec implements runtime.Task.
-func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runtime.ExecProcess, error) {
+func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (_ runtime.ExecProcess, err error) {
+	ctx, span := begin(ctx, "task.Exec", t.pod, t.key.id)
+	defer span.End(&err)
 	if err := identifiers.Validate(id); err != nil {
 		return nil, fmt.Errorf("exec %q in %s: %w", id, t, err)
 	}
@@ -206,7 +208,7 @@ func (t *Task) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runt
 	defer p.let()
 	ctx, cancel := steady(ctx)
 	defer cancel()
-	err := t.noteExec(id, opts.IO)
+	err = t.noteExec(id, opts.IO)
 	if err == nil {
 		err = t.addToAgent(ctx, id, opts)
 	}

@@ -466,6 +466,167 @@ func (x *Output) GetEnd() uint64 {
 	return 0
 }
 
+type PhasesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What api.CallKey said; empty for the boot.
+	Call          string `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PhasesRequest) Reset() {
+	*x = PhasesRequest{}
+	mi := &file_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PhasesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PhasesRequest) ProtoMessage() {}
+
+func (x *PhasesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PhasesRequest.ProtoReflect.Descriptor instead.
+func (*PhasesRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PhasesRequest) GetCall() string {
+	if x != nil {
+		return x.Call
+	}
+	return ""
+}
+
+type PhasesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nanoseconds from the begin to the end of the call, or from the start of the
+	// guest's clock to its hello.
+	Took int64 `protobuf:"varint,1,opt,name=took,proto3" json:"took,omitempty"`
+	// At most api.MaxPhases, in the order in which they ended.
+	Phases        []*Phase `protobuf:"bytes,2,rep,name=phases,proto3" json:"phases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PhasesResponse) Reset() {
+	*x = PhasesResponse{}
+	mi := &file_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PhasesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PhasesResponse) ProtoMessage() {}
+
+func (x *PhasesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PhasesResponse.ProtoReflect.Descriptor instead.
+func (*PhasesResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PhasesResponse) GetTook() int64 {
+	if x != nil {
+		return x.Took
+	}
+	return 0
+}
+
+func (x *PhasesResponse) GetPhases() []*Phase {
+	if x != nil {
+		return x.Phases
+	}
+	return nil
+}
+
+// Phase of a call: where in it, in nanoseconds.
+type Phase struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Begin         int64                  `protobuf:"varint,2,opt,name=begin,proto3" json:"begin,omitempty"`
+	End           int64                  `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Phase) Reset() {
+	*x = Phase{}
+	mi := &file_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Phase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Phase) ProtoMessage() {}
+
+func (x *Phase) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Phase.ProtoReflect.Descriptor instead.
+func (*Phase) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Phase) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Phase) GetBegin() int64 {
+	if x != nil {
+		return x.Begin
+	}
+	return 0
+}
+
+func (x *Phase) GetEnd() int64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
 // Process is a container's first process (exec_id empty) or an exec.
 type Process struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -486,7 +647,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +659,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +672,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Process) GetNamespace() string {
@@ -597,7 +758,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +770,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +783,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -661,7 +822,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +834,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +847,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Event) GetNamespace() string {
@@ -755,7 +916,7 @@ type ProcessExit struct {
 
 func (x *ProcessExit) Reset() {
 	*x = ProcessExit{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +928,7 @@ func (x *ProcessExit) String() string {
 func (*ProcessExit) ProtoMessage() {}
 
 func (x *ProcessExit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +941,7 @@ func (x *ProcessExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessExit.ProtoReflect.Descriptor instead.
 func (*ProcessExit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProcessExit) GetExecId() string {
@@ -813,7 +974,7 @@ type OutOfMemory struct {
 
 func (x *OutOfMemory) Reset() {
 	*x = OutOfMemory{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +986,7 @@ func (x *OutOfMemory) String() string {
 func (*OutOfMemory) ProtoMessage() {}
 
 func (x *OutOfMemory) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +999,7 @@ func (x *OutOfMemory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutOfMemory.ProtoReflect.Descriptor instead.
 func (*OutOfMemory) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 var File_agent_proto protoreflect.FileDescriptor
@@ -864,7 +1025,16 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Output\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x10\n" +
-	"\x03end\x18\x03 \x01(\x04R\x03end\"\xb3\x02\n" +
+	"\x03end\x18\x03 \x01(\x04R\x03end\"#\n" +
+	"\rPhasesRequest\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\tR\x04call\"T\n" +
+	"\x0ePhasesResponse\x12\x12\n" +
+	"\x04took\x18\x01 \x01(\x03R\x04took\x12.\n" +
+	"\x06phases\x18\x02 \x03(\v2\x16.kuasar.agent.v1.PhaseR\x06phases\"C\n" +
+	"\x05Phase\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05begin\x18\x02 \x01(\x03R\x05begin\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x03R\x03end\"\xb3\x02\n" +
 	"\aProcess\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -897,12 +1067,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x0eSTATUS_CREATED\x10\x01\x12\x12\n" +
 	"\x0eSTATUS_RUNNING\x10\x02\x12\x11\n" +
 	"\rSTATUS_PAUSED\x10\x03\x12\x12\n" +
-	"\x0eSTATUS_STOPPED\x10\x042\xa6\x02\n" +
+	"\x0eSTATUS_STOPPED\x10\x042\xf1\x02\n" +
 	"\x05Agent\x12C\n" +
 	"\x04Info\x12\x1c.kuasar.agent.v1.InfoRequest\x1a\x1d.kuasar.agent.v1.InfoResponse\x12C\n" +
 	"\x04List\x12\x1c.kuasar.agent.v1.ListRequest\x1a\x1d.kuasar.agent.v1.ListResponse\x12B\n" +
 	"\x06Events\x12\x1e.kuasar.agent.v1.EventsRequest\x1a\x16.kuasar.agent.v1.Event0\x01\x12O\n" +
-	"\bRetained\x12 .kuasar.agent.v1.RetainedRequest\x1a!.kuasar.agent.v1.RetainedResponseB=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
+	"\bRetained\x12 .kuasar.agent.v1.RetainedRequest\x1a!.kuasar.agent.v1.RetainedResponse\x12I\n" +
+	"\x06Phases\x12\x1e.kuasar.agent.v1.PhasesRequest\x1a\x1f.kuasar.agent.v1.PhasesResponseB=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -917,7 +1088,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_agent_proto_goTypes = []any{
 	(Status)(0),                   // 0: kuasar.agent.v1.Status
 	(*InfoRequest)(nil),           // 1: kuasar.agent.v1.InfoRequest
@@ -928,36 +1099,42 @@ var file_agent_proto_goTypes = []any{
 	(*RetainedRequest)(nil),       // 6: kuasar.agent.v1.RetainedRequest
 	(*RetainedResponse)(nil),      // 7: kuasar.agent.v1.RetainedResponse
 	(*Output)(nil),                // 8: kuasar.agent.v1.Output
-	(*Process)(nil),               // 9: kuasar.agent.v1.Process
-	(*Exit)(nil),                  // 10: kuasar.agent.v1.Exit
-	(*Event)(nil),                 // 11: kuasar.agent.v1.Event
-	(*ProcessExit)(nil),           // 12: kuasar.agent.v1.ProcessExit
-	(*OutOfMemory)(nil),           // 13: kuasar.agent.v1.OutOfMemory
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*PhasesRequest)(nil),         // 9: kuasar.agent.v1.PhasesRequest
+	(*PhasesResponse)(nil),        // 10: kuasar.agent.v1.PhasesResponse
+	(*Phase)(nil),                 // 11: kuasar.agent.v1.Phase
+	(*Process)(nil),               // 12: kuasar.agent.v1.Process
+	(*Exit)(nil),                  // 13: kuasar.agent.v1.Exit
+	(*Event)(nil),                 // 14: kuasar.agent.v1.Event
+	(*ProcessExit)(nil),           // 15: kuasar.agent.v1.ProcessExit
+	(*OutOfMemory)(nil),           // 16: kuasar.agent.v1.OutOfMemory
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
-	9,  // 0: kuasar.agent.v1.ListResponse.processes:type_name -> kuasar.agent.v1.Process
+	12, // 0: kuasar.agent.v1.ListResponse.processes:type_name -> kuasar.agent.v1.Process
 	8,  // 1: kuasar.agent.v1.RetainedResponse.stdout:type_name -> kuasar.agent.v1.Output
 	8,  // 2: kuasar.agent.v1.RetainedResponse.stderr:type_name -> kuasar.agent.v1.Output
-	0,  // 3: kuasar.agent.v1.Process.status:type_name -> kuasar.agent.v1.Status
-	10, // 4: kuasar.agent.v1.Process.exit:type_name -> kuasar.agent.v1.Exit
-	14, // 5: kuasar.agent.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	12, // 6: kuasar.agent.v1.Event.exit:type_name -> kuasar.agent.v1.ProcessExit
-	13, // 7: kuasar.agent.v1.Event.oom:type_name -> kuasar.agent.v1.OutOfMemory
-	10, // 8: kuasar.agent.v1.ProcessExit.exit:type_name -> kuasar.agent.v1.Exit
-	1,  // 9: kuasar.agent.v1.Agent.Info:input_type -> kuasar.agent.v1.InfoRequest
-	3,  // 10: kuasar.agent.v1.Agent.List:input_type -> kuasar.agent.v1.ListRequest
-	5,  // 11: kuasar.agent.v1.Agent.Events:input_type -> kuasar.agent.v1.EventsRequest
-	6,  // 12: kuasar.agent.v1.Agent.Retained:input_type -> kuasar.agent.v1.RetainedRequest
-	2,  // 13: kuasar.agent.v1.Agent.Info:output_type -> kuasar.agent.v1.InfoResponse
-	4,  // 14: kuasar.agent.v1.Agent.List:output_type -> kuasar.agent.v1.ListResponse
-	11, // 15: kuasar.agent.v1.Agent.Events:output_type -> kuasar.agent.v1.Event
-	7,  // 16: kuasar.agent.v1.Agent.Retained:output_type -> kuasar.agent.v1.RetainedResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 3: kuasar.agent.v1.PhasesResponse.phases:type_name -> kuasar.agent.v1.Phase
+	0,  // 4: kuasar.agent.v1.Process.status:type_name -> kuasar.agent.v1.Status
+	13, // 5: kuasar.agent.v1.Process.exit:type_name -> kuasar.agent.v1.Exit
+	17, // 6: kuasar.agent.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	15, // 7: kuasar.agent.v1.Event.exit:type_name -> kuasar.agent.v1.ProcessExit
+	16, // 8: kuasar.agent.v1.Event.oom:type_name -> kuasar.agent.v1.OutOfMemory
+	13, // 9: kuasar.agent.v1.ProcessExit.exit:type_name -> kuasar.agent.v1.Exit
+	1,  // 10: kuasar.agent.v1.Agent.Info:input_type -> kuasar.agent.v1.InfoRequest
+	3,  // 11: kuasar.agent.v1.Agent.List:input_type -> kuasar.agent.v1.ListRequest
+	5,  // 12: kuasar.agent.v1.Agent.Events:input_type -> kuasar.agent.v1.EventsRequest
+	6,  // 13: kuasar.agent.v1.Agent.Retained:input_type -> kuasar.agent.v1.RetainedRequest
+	9,  // 14: kuasar.agent.v1.Agent.Phases:input_type -> kuasar.agent.v1.PhasesRequest
+	2,  // 15: kuasar.agent.v1.Agent.Info:output_type -> kuasar.agent.v1.InfoResponse
+	4,  // 16: kuasar.agent.v1.Agent.List:output_type -> kuasar.agent.v1.ListResponse
+	14, // 17: kuasar.agent.v1.Agent.Events:output_type -> kuasar.agent.v1.Event
+	7,  // 18: kuasar.agent.v1.Agent.Retained:output_type -> kuasar.agent.v1.RetainedResponse
+	10, // 19: kuasar.agent.v1.Agent.Phases:output_type -> kuasar.agent.v1.PhasesResponse
+	15, // [15:20] is the sub-list for method output_type
+	10, // [10:15] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -965,7 +1142,7 @@ func file_agent_proto_init() {
 	if File_agent_proto != nil {
 		return
 	}
-	file_agent_proto_msgTypes[10].OneofWrappers = []any{
+	file_agent_proto_msgTypes[13].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -975,7 +1152,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,6 +12,7 @@ type AgentService interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Events(context.Context, *EventsRequest, Agent_EventsServer) error
 	Retained(context.Context, *RetainedRequest) (*RetainedResponse, error)
+	Phases(context.Context, *PhasesRequest) (*PhasesResponse, error)
 }
 
 type Agent_EventsServer interface {
@@ -51,6 +52,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.Retained(ctx, &req)
 			},
+			"Phases": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PhasesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Phases(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"Events": {
@@ -73,6 +81,7 @@ type AgentClient interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Events(context.Context, *EventsRequest) (Agent_EventsClient, error)
 	Retained(context.Context, *RetainedRequest) (*RetainedResponse, error)
+	Phases(context.Context, *PhasesRequest) (*PhasesResponse, error)
 }
 
 type agentClient struct {
@@ -133,6 +142,14 @@ func (x *agentEventsClient) Recv() (*Event, error) {
 func (c *agentClient) Retained(ctx context.Context, req *RetainedRequest) (*RetainedResponse, error) {
 	var resp RetainedResponse
 	if err := c.client.Call(ctx, "kuasar.agent.v1.Agent", "Retained", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Phases(ctx context.Context, req *PhasesRequest) (*PhasesResponse, error) {
+	var resp PhasesResponse
+	if err := c.client.Call(ctx, "kuasar.agent.v1.Agent", "Phases", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

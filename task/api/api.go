@@ -13,6 +13,17 @@ const Protocol = 1
 // agent keep the newest output; see AgentClient.Retained.
 const RetainOutput = "io.kuasar.retain-output"
 
+// CallKey is the metadata (of ttrpc) of a call whose phases its caller is going
+// to ask for; see AgentClient.Phases. Its value is the caller's name for the
+// call, of at most MaxCall bytes.
+const (
+	CallKey = "traceparent"
+	MaxCall = 64
+)
+
+// MaxPhases bounds those of a call.
+const MaxPhases = 32
+
 // Port of vsock: a guest's agent listens there, and the host for its hello.
 const Port = 1024
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/task/phase"
 )
 
 // Network implements api.GuestService.
@@ -25,7 +26,10 @@ func (g *Guest) Network(ctx context.Context, r *api.NetworkRequest) (*api.Networ
 		return nil, err
 	}
 	defer g.pass()
-	if err := g.modules.Load("virtio_net"); err != nil {
+	driver := phase.Begin(ctx, "driver")
+	err = g.modules.Load("virtio_net")
+	driver()
+	if err != nil {
 		return nil, err
 	}
 	if err := setNetwork(ctx, plans); err != nil {
@@ -46,6 +50,7 @@ func setNetwork(ctx context.Context, plans []plan) error {
 
 // apply makes the interface what is planned.
 func (p plan) apply(ctx context.Context) error {
+	defer phase.Begin(ctx, "interface")()
 	var link netlink.Link
 	err := await(ctx, func() (ok bool, err error) {
 		link, err = byMAC(p.mac)

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
+	"github.com/containerd-kuasar/containerd-kuasar/task/phase"
 )
 
 // Setup implements api.GuestService.
@@ -79,6 +80,7 @@ func serveModules(sys string) error {
 
 // share mounts a directory of the host.
 func (g *Guest) share(ctx context.Context, s *api.Share) error {
+	defer phase.Begin(ctx, "share")()
 	if done, err := g.isMounted(s.Target, "share "+s.Tag); done || err != nil {
 		return err
 	}

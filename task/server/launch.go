@@ -12,6 +12,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
 	"github.com/containerd-kuasar/containerd-kuasar/task/hold"
+	"github.com/containerd-kuasar/containerd-kuasar/task/phase"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
 )
 
@@ -25,7 +26,9 @@ var (
 // The caller has p's turn; an exit is handled when it passes on. On error p's
 // process is dead.
 func (s *Server) launch(ctx context.Context, p *process, as status, start func(Process) (Started, error)) (err error) {
+	opened := phase.Begin(ctx, "stdio")
 	sio, err := s.cfg.Stdio.Open(ctx, p.config())
+	opened()
 	if err != nil {
 		return fmt.Errorf("open stdio of %s: %w", p, err)
 	}
@@ -41,7 +44,9 @@ func (s *Server) launch(ctx context.Context, p *process, as status, start func(P
 
 	end := s.cfg.Reaper.Begin()
 	defer end()
+	started := phase.Begin(ctx, "process")
 	st, err := start(proc)
+	started()
 	if err != nil {
 		return err
 	}
@@ -63,6 +68,7 @@ func (s *Server) launch(ctx context.Context, p *process, as status, start func(P
 
 // adopt makes everything that outlives this call know the process.
 func (s *Server) adopt(ctx context.Context, p *process, as status, fd *os.File, st Started, sio stdio.IO) error {
+	defer phase.Begin(ctx, "adopt")()
 	s.hold(ctx, p.key(hold.Pidfd), fd)
 	if st.Master != nil {
 		s.hold(ctx, p.key(hold.Pty), st.Master)

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/phase"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
 )
 
@@ -59,6 +60,8 @@ type Server struct {
 	reserved   map[key]chan struct{} // being created; closed when that has ended
 
 	quarantined map[key]error // not restored, by the cause
+
+	phases phase.Log
 }
 
 // New makes a Server that answers once it is restored.

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/cgroup"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/pidfd"
+	"github.com/containerd-kuasar/containerd-kuasar/task/phase"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wire"
 )
 
@@ -79,6 +80,7 @@ func (s *Server) goOn(ctx context.Context, p *process) error {
 	c.mu.Lock()
 	fd := p.fd
 	c.mu.Unlock()
+	defer phase.Begin(ctx, "program")()
 	return c.runtime.Start(ctx, c.ref(), fd)
 }
 

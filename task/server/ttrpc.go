@@ -18,7 +18,7 @@ import (
 const v2, v3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
 
 // Register makes t serve the Server: Task API v3 and v2, and the agent's verbs.
-// t must have been made with Interceptor.
+// t must have been made with Interceptor and Trace.
 func (s *Server) Register(t *ttrpc.Server) {
 	task := &ttrpc.ServiceDesc{Methods: s.methods()}
 	t.RegisterService(v2, task)

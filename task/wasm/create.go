@@ -22,6 +22,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
 	"github.com/containerd-kuasar/containerd-kuasar/internal/rlimit"
 	"github.com/containerd-kuasar/containerd-kuasar/task/group"
+	"github.com/containerd-kuasar/containerd-kuasar/task/phase"
 	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/binary"
 	"github.com/containerd-kuasar/containerd-kuasar/task/wasm/cell"
@@ -168,7 +169,9 @@ func (r *Runtime) program(ctx context.Context, ref server.Ref, spec *specs.Spec,
 	if err := settle(ref.Bundle, spec, process); err != nil {
 		return nil, err
 	}
+	compiled := phase.Begin(ctx, "module")
 	code, err := r.code(ctx, spec, process, o)
+	compiled()
 	if err != nil {
 		return nil, err
 	}

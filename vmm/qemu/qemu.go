@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 )
 
@@ -88,7 +89,9 @@ func (Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 
 // launch runs QEMU. When it returns nobody but QEMU has its control socket, so
 // that a connection ends if QEMU does.
-func launch(ctx context.Context, c vmm.Config, describe func(*line) error) (*machine, error) {
+func launch(ctx context.Context, c vmm.Config, describe func(*line) error) (_ *machine, err error) {
+	ctx, span := trace.Start(ctx, "qemu.launch")
+	defer span.End(&err)
 	program, err := Program(c.VMM)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/digitalocean/go-qemu/qmp"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/trace"
 	"github.com/containerd-kuasar/containerd-kuasar/task/api"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 )
@@ -118,9 +119,11 @@ func (t *template) Save(ctx context.Context, dir string) error {
 }
 
 // migrate runs a command that reads or writes the machine's state, to its end.
-func (s *session) migrate(ctx context.Context, command string, state *os.File) error {
+func (s *session) migrate(ctx context.Context, command string, state *os.File) (err error) {
+	ctx, span := trace.Start(ctx, "qemu."+command)
+	defer span.End(&err)
 	on := func(name string) table { return table{"capability": name, "state": true} }
-	err := s.run(ctx, "migrate-set-capabilities", table{"capabilities": []table{on("x-ignore-shared"), on("events")}}, nil)
+	err = s.run(ctx, "migrate-set-capabilities", table{"capabilities": []table{on("x-ignore-shared"), on("events")}}, nil)
 	if err != nil {
 		return err
 	}
@@ -177,7 +180,9 @@ func (Driver) Clone(ctx context.Context, c vmm.Config, dir string) (_ vmm.VM, er
 func devices(c vmm.Config) int { return 1 + len(c.Shares) + len(c.NICs) + len(c.Disks) }
 
 // equip plugs all of the machine's devices, each into a port of its own.
-func (s *session) equip(ctx context.Context, c vmm.Config) error {
+func (s *session) equip(ctx context.Context, c vmm.Config) (err error) {
+	ctx, span := trace.Start(ctx, "qemu.devices")
+	defer span.End(&err)
 	next := 0
 	plug := func(device table) error {
 		device["bus"] = port(next)
