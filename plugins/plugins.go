@@ -9,8 +9,9 @@ import (
 	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/runc" // registers the sandboxer
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/store"
 	"github.com/containerd-kuasar/containerd-kuasar/plugins/tasks"
-	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/vmm"  // registers the sandboxer
-	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/wasm" // registers the sandboxer
+	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/traces" // registers the service
+	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/vmm"    // registers the sandboxer
+	_ "github.com/containerd-kuasar/containerd-kuasar/plugins/wasm"   // registers the sandboxer
 )
 
 // Register wraps those of containerd's plugins that we wrap. Call it after all

@@ -5,6 +5,7 @@
 //	kuasar-ctl ps                 the sandboxes on it
 //	kuasar-ctl exec POD -- CMD    one command of a guest's debug console
 //	kuasar-ctl console POD        the debug console, or the guest kernel's log
+//	kuasar-ctl trace [POD]        what the time of calls goes into, as they come
 package main
 
 import (
@@ -76,6 +77,16 @@ func app() *cli.Command {
 				Flags: []cli.Flag{
 					&cli.BoolFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "show the guest kernel's log instead"},
 					&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "with --kernel: and what comes"},
+				},
+			},
+			{
+				Name: "trace", ArgsUsage: "[POD]", Action: watch,
+				Usage:       "trace calls about pods as they come, and show what their time goes into",
+				Description: "Nothing needs to be configured, and nothing is traced before or after.",
+				Flags: []cli.Flag{
+					asJSON,
+					&cli.BoolFlag{Name: "all", Usage: "show calls that are about no sandbox of ours, too"},
+					&cli.IntFlag{Name: "count", Aliases: []string{"n"}, Usage: "end after so many calls", DefaultText: "never"},
 				},
 			},
 		},

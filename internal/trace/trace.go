@@ -37,12 +37,12 @@ func Start(ctx context.Context, name string) (context.Context, Span) {
 	if !caller.IsRecording() {
 		return ctx, Span{}
 	}
-	ctx, span := caller.TracerProvider().Tracer(scope).Start(ctx, name)
+	ctx, span := caller.TracerProvider().Tracer(Scope).Start(ctx, name)
 	return ctx, Span{span}
 }
 
-// scope tells our spans from containerd's.
-const scope = "github.com/containerd-kuasar/containerd-kuasar"
+// Scope tells our spans from containerd's.
+const Scope = "github.com/containerd-kuasar/containerd-kuasar"
 
 // End ends the phase, with what went wrong in it; nil is of one that cannot.
 func (s Span) End(err *error) {
@@ -91,7 +91,14 @@ func Carrier(ctx context.Context) string {
 // Past adds a phase that is over.
 func Past(ctx context.Context, name string, begin, end time.Time) {
 	if caller := trace.SpanFromContext(ctx); caller.IsRecording() {
-		_, span := caller.TracerProvider().Tracer(scope).Start(ctx, name, trace.WithTimestamp(begin))
+		_, span := caller.TracerProvider().Tracer(Scope).Start(ctx, name, trace.WithTimestamp(begin))
 		span.End(trace.WithTimestamp(end))
 	}
 }
+
+// Service is gRPC's name of the daemon's own, and Watch its call; see package
+// plugins/traces.
+const (
+	Service = "kuasar.traces.v1.Traces"
+	Watch   = "Watch"
+)
