@@ -76,7 +76,7 @@ lint: ## check formatting, vet, and the rules of .golangci.yml that need no gola
 
 .PHONY: unit
 unit: ## run the tests beside the code with the race detector
-	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /test/bed -e /test/e2e -e /test/restart -e /test/critest -e /test/bench)
+	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /test/bed -e /test/e2e -e /test/restart -e /test/critest)
 
 .PHONY: integration
 integration: bed ## run the real daemon with real pods, and critest
@@ -115,7 +115,7 @@ demo: install bed ## run pods of every sandboxer and show them
 	@$(GO) run ./test/demo
 
 .PHONY: bench
-bench: install bed ## compare with the stock runtime, write docs/bench.json and .svg
+bench: install bed ## compare with the stock runtime, write docs/bench.json, bench.svg and phases.svg
 	@$(GO) run ./test/bench
 
 .PHONY: generate

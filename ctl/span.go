@@ -1,8 +1,8 @@
 package ctl
 
 import (
+	"cmp"
 	"encoding/hex"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -25,11 +25,12 @@ type Span struct {
 	Error      string            `json:"error,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"`
 
-	Root bool `json:"-"` // nothing of this daemon is above it
-	Ours bool `json:"-"` // and not one of containerd's own
+	Root bool `json:"-"`              // nothing of this daemon is above it
+	Ours bool `json:"ours,omitempty"` // and not one of containerd's own
 }
 
-// Spans reads OpenTelemetry's.
+// Spans reads OpenTelemetry's, in the order in which they ended: it has them by
+// who made them.
 func Spans(d *tracepb.TracesData) []Span {
 	var all []Span
 	for _, r := range d.GetResourceSpans() {
@@ -41,6 +42,7 @@ func Spans(d *tracepb.TracesData) []Span {
 			}
 		}
 	}
+	slices.SortStableFunc(all, func(a, b Span) int { return a.End.Compare(b.End) })
 	return all
 }
 
@@ -85,10 +87,9 @@ type Call struct {
 	Pod     string `json:"pod,omitempty"`     // "namespace/name", if known
 	Sandbox string `json:"sandbox,omitempty"` // id
 	Spans   []Span `json:"spans"`
-}
 
-// ours says whether the call had to do with one of our sandboxes.
-func (c Call) ours() bool { return slices.ContainsFunc(c.Spans, func(s Span) bool { return s.Ours }) }
+	Ours bool `json:"-"` // it was about one of our sandboxes
+}
 
 // Depths are how many spans there are above each.
 func (c Call) Depths() []int {
@@ -110,7 +111,7 @@ const maxPending = 1 << 15
 type Gatherer struct {
 	pending map[string][]Span // by what they are a part of: trace and id
 	count   int
-	pods    map[string]string // names by sandbox
+	pods    map[string]string // names by id, of our sandboxes
 }
 
 // Add takes a span, and returns the call that it ends, if it ends one.
@@ -128,10 +129,12 @@ func (g *Gatherer) Add(s Span) (c Call, ended bool) {
 	for _, s := range c.Spans {
 		if id := s.Attributes[trace.Sandbox]; id != "" {
 			c.Sandbox = id
-			g.name(id, s.Attributes[trace.Pod])
+			if s.Ours {
+				g.name(id, s.Attributes[trace.Pod])
+			}
 		}
 	}
-	c.Pod = g.pods[c.Sandbox]
+	c.Pod, c.Ours = g.pods[c.Sandbox]
 	return c, true
 }
 
@@ -152,17 +155,8 @@ func (g *Gatherer) take(c *Call, s Span) {
 const maxPods = 4096
 
 func (g *Gatherer) name(sandbox, pod string) {
-	if pod == "" {
-		return
-	}
-	if g.pods == nil {
+	if g.pods == nil || len(g.pods) == maxPods { // most are gone by then
 		g.pods = map[string]string{}
 	}
-	for len(g.pods) >= maxPods {
-		for one := range maps.Keys(g.pods) { // any
-			delete(g.pods, one)
-			break
-		}
-	}
-	g.pods[sandbox] = pod
+	g.pods[sandbox] = cmp.Or(pod, g.pods[sandbox])
 }

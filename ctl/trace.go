@@ -23,7 +23,7 @@ type Filter struct {
 }
 
 func (f Filter) passes(c Call) bool {
-	if !f.All && !c.ours() {
+	if !f.All && !c.Ours {
 		return false
 	}
 	return f.Pod == "" || c.Sandbox != "" && strings.HasPrefix(c.Sandbox, f.Pod) ||
@@ -47,8 +47,8 @@ func (n *Node) Watch(ctx context.Context, filter Filter, ready func(), f func(Ca
 		return err
 	}
 	for _, s := range known {
-		if s.Name != "" {
-			g.name(s.ID, s.PodNamespace+"/"+s.Name)
+		if ours(s.Sandboxer) {
+			g.name(s.ID, strings.TrimPrefix(s.PodNamespace+"/"+s.Name, "/"))
 		}
 	}
 	stream, err := d.Conn().(grpc.ClientConnInterface).NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/"+trace.Service+"/"+trace.Watch)

@@ -77,7 +77,7 @@ func TestGather(t *testing.T) {
 		t.Errorf("%d spans are kept", g.count)
 	}
 	c := gathered(t, g,
-		Span{Trace: "t", ID: "task", Parent: "call2", Ours: true, Name: "task.Create", Attributes: map[string]string{trace.Sandbox: "0123456789abcdef"}},
+		Span{Trace: "t", ID: "run", Parent: "call2", Name: "run", Attributes: map[string]string{trace.Sandbox: "0123456789abcdef"}},
 		Span{Trace: "t", ID: "stray", Parent: "nobody"},
 		Span{Trace: "t", ID: "call2", Parent: "kubelet", Root: true})
 	if len(c.Spans) != 2 || c.Pod != "default/web" {
@@ -90,7 +90,7 @@ func TestGather(t *testing.T) {
 			t.Errorf("filter %+v passes it: %t", f, !want)
 		}
 	}
-	other := Call{Spans: []Span{{}}}
+	other := gathered(t, g, Span{Trace: "t", ID: "call3", Root: true, Attributes: map[string]string{trace.Sandbox: "of another"}})
 	if (Filter{}).passes(other) || !(Filter{All: true}).passes(other) || (Filter{All: true, Pod: "web"}).passes(other) {
 		t.Error("a call about no sandbox of ours passes, or does not")
 	}
@@ -135,17 +135,17 @@ func TestSpans(t *testing.T) {
 			Flags:      uint32(tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK),
 			Status:     &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR, Message: "m"},
 			Attributes: []*commonpb.KeyValue{{Key: "k", Value: text("v")}, {Key: "none"}},
-		}, {SpanId: []byte{4}, ParentSpanId: []byte{2}}},
+		}, {SpanId: []byte{4}, ParentSpanId: []byte{2}, EndTimeUnixNano: 6}},
 	}}}, nil}}
 	all := Spans(d)
 	if len(all) != 2 {
 		t.Fatalf("%+v", all)
 	}
-	s := all[0]
+	s := all[1] // it ended later
 	if s.Trace != "01" || s.ID != "02" || s.Parent != "03" || s.Error != "m" || s.Took() != 2 || !s.Root || !s.Ours || len(s.Attributes) != 1 || s.Attributes["k"] != "v" {
 		t.Errorf("%+v", s)
 	}
-	if all[1].Root {
-		t.Errorf("%+v", all[1])
+	if all[0].Root {
+		t.Errorf("%+v", all[0])
 	}
 }

@@ -15,14 +15,13 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// Keys of attributes.
+// Keys of attributes. The ids have the names that the CRI plugin has for them.
 const (
-	Sandbox   = "kuasar.sandbox"   // id
+	Sandbox   = "sandbox.id"
+	Container = "container.id"
 	Sandboxer = "kuasar.sandboxer" // its name
 	Pod       = "kuasar.pod"       // Kubernetes's name of it, "namespace/name"
-	Container = "kuasar.container" // id
 	Process   = "kuasar.pid"       // as its agent sees it
-	Template  = "kuasar.template"  // key, of a machine that is a clone of it
 )
 
 // Span is a phase. The zero value is one of which nobody wants to know.

@@ -1,6 +1,7 @@
 // bench compares our sandboxers with containerd's stock runc handler: all
 // in one daemon, in turn, through one CRI client, so that noise hits both. It
-// prints medians and ratios, and writes them as JSON and as a picture.
+// prints medians and ratios, and writes them as JSON and as a picture. And it
+// traces what the time of starts goes into, for another picture.
 package main
 
 import (
@@ -38,6 +39,7 @@ var benchmarks = []struct {
 	{"vm-stdio", bed.VMM, benchOutput},
 	{"vm-files", bed.VMM, vmFiles},
 	{"vm-memory", bed.VMM, vmMemory},
+	{"phases", bed.VMM, phases},
 }
 
 // bench is one run of the program.
@@ -53,7 +55,7 @@ func main() {
 		fail(err)
 	}
 	n := flag.Int("n", 30, "samples a side")
-	out := flag.String("out", "docs", "directory for bench.json and bench.svg")
+	out := flag.String("out", "docs", "directory for bench.json, bench.svg and phases.svg")
 	only := flag.String("run", "", "benchmarks to run, comma separated; all if empty")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

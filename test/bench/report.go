@@ -14,6 +14,8 @@ import (
 type report struct {
 	Comparisons []comparison `json:"comparisons"`
 	Notes       []string     `json:"notes,omitempty"` // what has nothing to compare with
+
+	waterfalls []waterfall
 }
 
 // comparison is one measured thing, ours against the stock's.
@@ -107,10 +109,25 @@ func milliseconds(durations []time.Duration) []float64 {
 	return out
 }
 
-// write saves the report as dir/bench.json and dir/bench.svg.
+// phases adds what the time of a start goes into.
+func (r *report) phases(w waterfall) {
+	r.waterfalls = append(r.waterfalls, w)
+	fmt.Println(w)
+}
+
+// write saves what there is of the report: dir/bench.json and dir/bench.svg, and
+// dir/phases.svg.
 func (r *report) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	if len(r.waterfalls) > 0 {
+		if err := os.WriteFile(filepath.Join(dir, "phases.svg"), cascade(r.waterfalls), 0o644); err != nil {
+			return err
+		}
+	}
+	if len(r.Comparisons)+len(r.Notes) == 0 {
+		return nil
 	}
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
