@@ -13,10 +13,14 @@ import (
 )
 
 var (
-	handlers = flag.String("handlers", bed.Stock+","+bed.Runc+","+bed.Wasm, "handlers to run, the one to compare with first; kuasar-vmm with at most 3 nodes")
+	handlers = flag.String("handlers", bed.Stock+","+bed.Runc+","+bed.Wasm+","+bed.VMM, "handlers to run, the one to compare with first")
 	nodes    = flag.Int("nodes", 6, "cases that run at a time: most wait for most of their time")
 	update   = flag.Bool("update", os.Getenv("KUASAR_CRITEST_UPDATE") != "", "write docs/critest.md")
 )
+
+// machines are as many cases at a time of pods in virtual machines: emulated, each
+// takes most of a processor, and some cases have only seconds.
+const machines = 3
 
 func TestMain(m *testing.M) { bed.Main(m) }
 
@@ -36,7 +40,11 @@ func TestCritest(t *testing.T) {
 	}
 	for _, handler := range table.Handlers {
 		start := time.Now()
-		results, err := Run(t.Context(), b, handler, *nodes, "benchmark")
+		n := *nodes
+		if handler == bed.VMM {
+			n = min(n, machines)
+		}
+		results, err := Run(t.Context(), b, handler, n, "benchmark")
 		if err != nil {
 			t.Fatal(err)
 		}
