@@ -209,6 +209,7 @@ func (p *pod) reopen(ctx context.Context) error {
 		p.fell()
 	default:
 		p.offer()
+		p.heed()
 	}
 	return nil
 }

@@ -30,18 +30,29 @@ func (p *pod) join(ctx context.Context) (nics []NIC, found []network.Interface, 
 		}
 	}()
 	for _, i := range found {
-		mac, err := net.ParseMAC(i.MAC)
-		if err != nil {
-			return nics, nil, fmt.Errorf("interface %s: %w", i.Name, err)
-		}
-		taps, err := network.Join(p.netns, i, queues)
+		n, err := p.tap(i)
 		if err != nil {
 			return nics, nil, err
 		}
-		nics = append(nics, NIC{ID: "net" + strconv.Itoa(i.Index), MAC: mac, MTU: i.MTU, Tap: taps[0], More: taps[1:]})
+		nics = append(nics, n)
 	}
 	return nics, found, nil
 }
+
+// tap makes the one of an interface. The caller releases it.
+func (p *pod) tap(i network.Interface) (NIC, error) {
+	mac, err := net.ParseMAC(i.MAC)
+	if err != nil {
+		return NIC{}, fmt.Errorf("interface %s: %w", i.Name, err)
+	}
+	taps, err := network.Join(p.netns, i, queues)
+	if err != nil {
+		return NIC{}, err
+	}
+	return NIC{ID: nicID(i), MAC: mac, MTU: i.MTU, Tap: taps[0], More: taps[1:]}, nil
+}
+
+func nicID(i network.Interface) string { return "net" + strconv.Itoa(i.Index) }
 
 // part gives the interfaces back, when the VMM is gone: CNI removes them.
 func (p *pod) part() error {

@@ -24,6 +24,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/task"
+	"github.com/containerd-kuasar/containerd-kuasar/vmm/network"
 )
 
 var (
@@ -94,6 +95,8 @@ type state struct {
 	Slots      int    `json:"slots"`
 	Key        []byte `json:"key,omitempty"`      // of the debug console, if it is on
 	Template   string `json:"template,omitempty"` // the machine is a clone of
+
+	Network []network.Interface `json:"network,omitempty"` // what the guest has
 }
 
 // Save implements sandbox.Sandbox.

@@ -126,7 +126,11 @@ func (p *pod) assemble(ctx context.Context, c Config, t *trial) (err error) {
 			return err
 		}
 	}
+	p.mu.Lock()
+	p.state.Network = interfaces
+	p.mu.Unlock()
 	p.offer()
+	p.heed()
 	return nil
 }
 

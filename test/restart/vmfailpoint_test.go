@@ -19,8 +19,8 @@ func machinePoints() []string {
 	for _, name := range failpoint.Names() {
 		switch of, rest, _ := strings.Cut(name, "/"); of {
 		case "vmm":
-			if strings.HasPrefix(rest, "template/") { // see TestVMKilledWithTemplate
-				continue
+			if strings.HasPrefix(rest, "template/") || strings.HasPrefix(name, interfacePoints) {
+				continue // see TestVMKilledWithTemplate and TestVMKilledWithInterface
 			}
 			points = append(points, name)
 			if rest == "launch/fork" || rest == "launch/go" {
@@ -32,6 +32,9 @@ func machinePoints() []string {
 	}
 	return points
 }
+
+// interfacePoints begin the names of those of interfaces that are added later.
+const interfacePoints = "vmm/nic/"
 
 // taskPoints are those of all pods that do something else for a guest, whose
 // stdio is carried.

@@ -148,6 +148,24 @@ func filter(index int) *netlink.U32 {
 	return &netlink.U32{FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: priority, Protocol: unix.ETH_P_ALL}}
 }
 
+// Leave gives one interface back, as Part does all of them.
+func Leave(netns string, i Interface) error {
+	err := inside(netns, func(h *netlink.Handle) error {
+		link, err := h.LinkByIndex(i.Index)
+		if absent(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return part(h, link)
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("part interface %s of %s from its machine: %w", i.Name, netns, err)
+	}
+	return nil
+}
+
 // Part gives a pod's interfaces back to their namespace. The VMM is to be gone.
 // Idempotent; of a namespace that is gone there is nothing to part.
 func Part(netns string) error {
