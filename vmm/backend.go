@@ -119,6 +119,8 @@ func (p *pod) plan(ctx context.Context) error {
 	}
 	p.state.Hypervisor, p.state.Accel = p.opts.Hypervisor, p.opts.Accel
 	p.state.CPUs, p.state.Memory, p.state.Slots = cpus, memory, p.opts.Slots
+	p.state.Overhead = p.opts.Overhead
+	p.state.MaxCPUs, p.state.MaxMemory = max(cpus, p.opts.MaxVCPUs), max(memory, p.opts.MaxMemory)
 	if p.opts.Debug {
 		p.state.Key = newKey()
 	}
@@ -148,6 +150,7 @@ func (p *pod) machine() Config {
 		VMM: p.opts.Path, Machine: p.opts.Machine, Accel: p.state.Accel,
 		Kernel: p.opts.Kernel, Initrd: p.opts.Initrd, Cmdline: p.opts.KernelParams,
 		CPUs: p.state.CPUs, Memory: p.state.Memory, Slots: p.state.Slots,
+		MaxCPUs: p.state.MaxCPUs, MaxMemory: p.state.MaxMemory,
 	}
 }
 

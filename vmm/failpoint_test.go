@@ -16,7 +16,9 @@ import (
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/containerd-kuasar/containerd-kuasar/internal/failpoint"
@@ -44,6 +46,7 @@ func newDaemon(ctx context.Context, dir string) (*daemon, error) {
 	}
 	o := vmm.Defaults()
 	o.Hypervisor, o.Accel, o.Kernel, o.Initrd = "test", vmm.TCG, "/dev/null", "/dev/null"
+	o.MaxMemory = 2 << 30
 	b := &vmm.Backend{Drivers: map[string]vmm.Driver{"test": vmmtest.Fake{}}, Defaults: o, Reaper: r}
 	ctx = namespaces.WithNamespace(ctx, "test")
 	c, err := sandbox.New(ctx, sandbox.Config{Name: "vmm", Dir: filepath.Join(dir, "boxes"), Backend: b})
@@ -95,6 +98,10 @@ func (d *daemon) live() error {
 		return err
 	}
 	if err := box.Release(d.ctx, "disk"); err != nil {
+		return err
+	}
+	bigger := &anypb.Any{Value: []byte(`{"Resources":{"memory_limit_in_bytes":1073741824}}`)}
+	if err := d.Update(d.ctx, "one", core.Sandbox{Extensions: map[string]typeurl.Any{"updated-resources": bigger}}, "extensions"); err != nil {
 		return err
 	}
 	return d.remove("one")

@@ -17,6 +17,7 @@ var (
 	_ sandbox.Specer    = (*pod)(nil)
 	_ sandbox.Statser   = (*pod)(nil)
 	_ sandbox.Streamer  = (*pod)(nil)
+	_ sandbox.Updater   = (*pod)(nil)
 )
 
 // OCI implements sandbox.Specer: the machine as a container of this host. The

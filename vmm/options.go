@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"time"
@@ -33,7 +34,11 @@ type Options struct {
 	// Overhead is what the guest's kernel and agent need: a pod with a limit
 	// has this beside.
 	Overhead uint64
-	Slots    int // for devices plugged into a running machine
+	// MaxVCPUs and MaxMemory are what a pod's machine can be resized to; a
+	// machine that starts with more keeps that.
+	MaxVCPUs  uint32
+	MaxMemory uint64 // bytes
+	Slots     int    // for devices plugged into a running machine
 
 	Virtiofsd string // path; empty for where it is looked for
 	Vsock     string // AutoVsock, VhostVsock or UserVsock
@@ -64,6 +69,11 @@ const (
 	maxMemory = 1 << 44
 	maxCPUs   = 288 // of a q35 without further options
 	maxSlots  = 28  // on the root bus, beside the machine's own devices
+
+	// defaultMaxCPUs bounds what a machine can be resized to if the operator
+	// does not: the guest's kernel takes a quarter of a MiB for each processor
+	// that it may get.
+	defaultMaxCPUs = 8
 )
 
 // Defaults of a handler that sets nothing.
@@ -72,7 +82,8 @@ func Defaults() Options {
 		Hypervisor: "qemu", Accel: Auto,
 		Kernel: "/usr/share/kuasar/vmlinux", Initrd: "/usr/share/kuasar/initramfs.cpio",
 		VCPUs: 1, Memory: 256 << 20, Overhead: 96 << 20, Slots: 3,
-		Vsock: AutoVsock, BootTimeout: time.Minute,
+		MaxVCPUs: uint32(min(goruntime.NumCPU(), defaultMaxCPUs)),
+		Vsock:    AutoVsock, BootTimeout: time.Minute,
 	}
 }
 
@@ -95,6 +106,8 @@ var keys = map[string]struct {
 	"vcpus":         {set: number(1, maxCPUs, func(o *Options, n int64) { o.VCPUs = uint32(n) })},
 	"memory":        {set: number(minMemory>>20, maxMemory>>20, func(o *Options, n int64) { o.Memory = uint64(n) << 20 })},
 	"overhead":      {set: number(minMemory>>20, maxMemory>>20, func(o *Options, n int64) { o.Overhead = uint64(n) << 20 })},
+	"max_vcpus":     {set: number(1, maxCPUs, func(o *Options, n int64) { o.MaxVCPUs = uint32(n) })},
+	"max_memory":    {set: number(0, maxMemory>>20, func(o *Options, n int64) { o.MaxMemory = uint64(n) << 20 })},
 	"hotplug_slots": {set: number(0, maxSlots, func(o *Options, n int64) { o.Slots = int(n) })},
 	"virtiofsd":     {set: file(func(o *Options) *string { return &o.Virtiofsd }), host: true},
 	"vsock":         {set: choice(func(o *Options) *string { return &o.Vsock }, AutoVsock, VhostVsock, UserVsock)},

@@ -34,6 +34,8 @@ kernel_params = "a b"
 vcpus = 2
 memory = 512
 overhead = 100
+max_vcpus = 4
+max_memory = 1024
 hotplug_slots = 0
 virtiofsd = "/v"
 vsock = "user"
@@ -44,7 +46,7 @@ templates = true
 allow = ["memory"]`,
 			want: Options{
 				Hypervisor: "other", Path: "/q", Machine: "m", Accel: TCG, Kernel: "/k", Initrd: "/i", KernelParams: "a b",
-				VCPUs: 2, Memory: 512 << 20, Overhead: 100 << 20, Virtiofsd: "/v", Vsock: UserVsock, VsockPath: "/d",
+				VCPUs: 2, Memory: 512 << 20, Overhead: 100 << 20, MaxVCPUs: 4, MaxMemory: 1 << 30, Virtiofsd: "/v", Vsock: UserVsock, VsockPath: "/d",
 				BootTimeout: 5 * time.Second, Debug: true, Templates: true, Allow: []string{"memory"},
 			},
 		},

@@ -93,8 +93,16 @@ type state struct {
 	CPUs       uint32 `json:"cpus"`
 	Memory     uint64 `json:"memory"`
 	Slots      int    `json:"slots"`
-	Key        []byte `json:"key,omitempty"`      // of the debug console, if it is on
-	Template   string `json:"template,omitempty"` // the machine is a clone of
+
+	// What it can be resized to, of the handler that it was made by: 0 for that
+	// of an earlier release, which keeps its size.
+	Overhead  uint64 `json:"overhead,omitempty"`
+	MaxCPUs   uint32 `json:"max_cpus,omitempty"`
+	MaxMemory uint64 `json:"max_memory,omitempty"`
+	Resize    *size  `json:"resize,omitempty"` // that has begun
+
+	Key      []byte `json:"key,omitempty"`      // of the debug console, if it is on
+	Template string `json:"template,omitempty"` // the machine is a clone of
 
 	Network []network.Interface `json:"network,omitempty"` // what the guest has
 }

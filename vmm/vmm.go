@@ -96,6 +96,20 @@ type (
 		PlugNIC(ctx context.Context, n NIC) error
 		UnplugNIC(ctx context.Context, id string) error
 	}
+
+	// Resizer changes the number of processors and the memory while the guest
+	// runs, up to Config.MaxCPUs and MaxMemory: more is errdefs.ErrOutOfRange.
+	// Both calls can be repeated.
+	Resizer interface {
+		// PlugCPUs plugs processors until there are so many. The guest need not
+		// use new ones yet. None is removed: the guest's agent puts them offline.
+		PlugCPUs(ctx context.Context, cpus uint32) error
+
+		// ResizeMemory returns how many bytes of memory the guest has when that
+		// is what was asked for, or when it did not get there in some time. It
+		// is never less than what the machine was started with.
+		ResizeMemory(ctx context.Context, size uint64) (has uint64, err error)
+	}
 )
 
 // Config is a machine to make. Sizes are in bytes.
@@ -112,6 +126,11 @@ type Config struct {
 
 	CPUs   uint32
 	Memory uint64
+
+	// MaxCPUs and MaxMemory are what a Resizer may give it later; not more than
+	// the above is for a machine that keeps its size.
+	MaxCPUs   uint32
+	MaxMemory uint64
 
 	Vsock  Vsock
 	Shares []Share

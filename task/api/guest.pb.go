@@ -939,6 +939,96 @@ func (*UnmountResponse) Descriptor() ([]byte, []int) {
 	return file_guest_proto_rawDescGZIP(), []int{14}
 }
 
+type ResizeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many processors, 1 and more.
+	Cpus uint32 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	// There will be more memory than at the start.
+	Memory        bool `protobuf:"varint,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_guest_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ResizeRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *ResizeRequest) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+type ResizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeResponse) Reset() {
+	*x = ResizeResponse{}
+	mi := &file_guest_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeResponse) ProtoMessage() {}
+
+func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
+func (*ResizeResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{16}
+}
+
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
@@ -1010,12 +1100,17 @@ const file_guest_proto_rawDesc = "" +
 	"\x05minor\x18\x03 \x01(\rR\x05minor\"(\n" +
 	"\x0eUnmountRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\"\x11\n" +
-	"\x0fUnmountResponse2\xb3\x02\n" +
+	"\x0fUnmountResponse\";\n" +
+	"\rResizeRequest\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12\x16\n" +
+	"\x06memory\x18\x02 \x01(\bR\x06memory\"\x10\n" +
+	"\x0eResizeResponse2\xfe\x02\n" +
 	"\x05Guest\x12F\n" +
 	"\x05Setup\x12\x1d.kuasar.agent.v1.SetupRequest\x1a\x1e.kuasar.agent.v1.SetupResponse\x12L\n" +
 	"\aNetwork\x12\x1f.kuasar.agent.v1.NetworkRequest\x1a .kuasar.agent.v1.NetworkResponse\x12F\n" +
 	"\x05Mount\x12\x1d.kuasar.agent.v1.MountRequest\x1a\x1e.kuasar.agent.v1.MountResponse\x12L\n" +
-	"\aUnmount\x12\x1f.kuasar.agent.v1.UnmountRequest\x1a .kuasar.agent.v1.UnmountResponse2M\n" +
+	"\aUnmount\x12\x1f.kuasar.agent.v1.UnmountRequest\x1a .kuasar.agent.v1.UnmountResponse\x12I\n" +
+	"\x06Resize\x12\x1e.kuasar.agent.v1.ResizeRequest\x1a\x1f.kuasar.agent.v1.ResizeResponse2M\n" +
 	"\aConsole\x12B\n" +
 	"\x03Run\x12\x1b.kuasar.agent.v1.RunRequest\x1a\x1c.kuasar.agent.v1.RunResponse0\x01B=Z;github.com/containerd-kuasar/containerd-kuasar/task/api;apib\x06proto3"
 
@@ -1031,7 +1126,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_guest_proto_goTypes = []any{
 	(*RunRequest)(nil),            // 0: kuasar.agent.v1.RunRequest
 	(*RunResponse)(nil),           // 1: kuasar.agent.v1.RunResponse
@@ -1048,13 +1143,15 @@ var file_guest_proto_goTypes = []any{
 	(*MountResponse)(nil),         // 12: kuasar.agent.v1.MountResponse
 	(*UnmountRequest)(nil),        // 13: kuasar.agent.v1.UnmountRequest
 	(*UnmountResponse)(nil),       // 14: kuasar.agent.v1.UnmountResponse
-	nil,                           // 15: kuasar.agent.v1.SetupRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*ResizeRequest)(nil),         // 15: kuasar.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 16: kuasar.agent.v1.ResizeResponse
+	nil,                           // 17: kuasar.agent.v1.SetupRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_guest_proto_depIdxs = []int32{
-	15, // 0: kuasar.agent.v1.SetupRequest.sysctls:type_name -> kuasar.agent.v1.SetupRequest.SysctlsEntry
+	17, // 0: kuasar.agent.v1.SetupRequest.sysctls:type_name -> kuasar.agent.v1.SetupRequest.SysctlsEntry
 	3,  // 1: kuasar.agent.v1.SetupRequest.shares:type_name -> kuasar.agent.v1.Share
-	16, // 2: kuasar.agent.v1.SetupRequest.time:type_name -> google.protobuf.Timestamp
+	18, // 2: kuasar.agent.v1.SetupRequest.time:type_name -> google.protobuf.Timestamp
 	6,  // 3: kuasar.agent.v1.NetworkRequest.interfaces:type_name -> kuasar.agent.v1.Interface
 	7,  // 4: kuasar.agent.v1.Interface.addresses:type_name -> kuasar.agent.v1.Address
 	8,  // 5: kuasar.agent.v1.Interface.routes:type_name -> kuasar.agent.v1.Route
@@ -1063,14 +1160,16 @@ var file_guest_proto_depIdxs = []int32{
 	5,  // 8: kuasar.agent.v1.Guest.Network:input_type -> kuasar.agent.v1.NetworkRequest
 	11, // 9: kuasar.agent.v1.Guest.Mount:input_type -> kuasar.agent.v1.MountRequest
 	13, // 10: kuasar.agent.v1.Guest.Unmount:input_type -> kuasar.agent.v1.UnmountRequest
-	0,  // 11: kuasar.agent.v1.Console.Run:input_type -> kuasar.agent.v1.RunRequest
-	4,  // 12: kuasar.agent.v1.Guest.Setup:output_type -> kuasar.agent.v1.SetupResponse
-	10, // 13: kuasar.agent.v1.Guest.Network:output_type -> kuasar.agent.v1.NetworkResponse
-	12, // 14: kuasar.agent.v1.Guest.Mount:output_type -> kuasar.agent.v1.MountResponse
-	14, // 15: kuasar.agent.v1.Guest.Unmount:output_type -> kuasar.agent.v1.UnmountResponse
-	1,  // 16: kuasar.agent.v1.Console.Run:output_type -> kuasar.agent.v1.RunResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
+	15, // 11: kuasar.agent.v1.Guest.Resize:input_type -> kuasar.agent.v1.ResizeRequest
+	0,  // 12: kuasar.agent.v1.Console.Run:input_type -> kuasar.agent.v1.RunRequest
+	4,  // 13: kuasar.agent.v1.Guest.Setup:output_type -> kuasar.agent.v1.SetupResponse
+	10, // 14: kuasar.agent.v1.Guest.Network:output_type -> kuasar.agent.v1.NetworkResponse
+	12, // 15: kuasar.agent.v1.Guest.Mount:output_type -> kuasar.agent.v1.MountResponse
+	14, // 16: kuasar.agent.v1.Guest.Unmount:output_type -> kuasar.agent.v1.UnmountResponse
+	16, // 17: kuasar.agent.v1.Guest.Resize:output_type -> kuasar.agent.v1.ResizeResponse
+	1,  // 18: kuasar.agent.v1.Console.Run:output_type -> kuasar.agent.v1.RunResponse
+	13, // [13:19] is the sub-list for method output_type
+	7,  // [7:13] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1087,7 +1186,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -12,6 +12,7 @@ type GuestService interface {
 	Network(context.Context, *NetworkRequest) (*NetworkResponse, error)
 	Mount(context.Context, *MountRequest) (*MountResponse, error)
 	Unmount(context.Context, *UnmountRequest) (*UnmountResponse, error)
+	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
 }
 
 func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
@@ -44,6 +45,13 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.Unmount(ctx, &req)
+			},
+			"Resize": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ResizeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Resize(ctx, &req)
 			},
 		},
 	})
@@ -86,6 +94,14 @@ func (c *guestClient) Mount(ctx context.Context, req *MountRequest) (*MountRespo
 func (c *guestClient) Unmount(ctx context.Context, req *UnmountRequest) (*UnmountResponse, error) {
 	var resp UnmountResponse
 	if err := c.client.Call(ctx, "kuasar.agent.v1.Guest", "Unmount", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Resize(ctx context.Context, req *ResizeRequest) (*ResizeResponse, error) {
+	var resp ResizeResponse
+	if err := c.client.Call(ctx, "kuasar.agent.v1.Guest", "Resize", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -46,7 +46,7 @@ func option(kind string, pairs ...string) string {
 func (l *line) machine(c vmm.Config) error {
 	l.board(c)
 	// Shared, since processes of the host's serve the guest's devices.
-	l.add("-object", option("memory-backend-memfd", "id=mem", "size="+size(c), "share=on"))
+	l.add("-object", option("memory-backend-memfd", "id=mem", "size="+mebibytes(c.Memory), "share=on"))
 	l.kernel(c)
 	l.console(c)
 	l.vsock(c.Vsock)
@@ -76,12 +76,13 @@ func (l *line) board(c vmm.Config) {
 	l.add("-machine", "q35,hpet=off,smm=off,vmport=off,sata=off,smbus=off,usb=off,graphics=off,memory-backend=mem")
 	l.add("-bios", firmware)
 	l.add("-accel", string(c.Accel), "-cpu", map[vmm.Accel]string{vmm.KVM: "host", vmm.TCG: "max"}[c.Accel])
-	l.add("-smp", strconv.FormatUint(uint64(c.CPUs), 10), "-m", size(c))
+	l.add("-smp", processors(c), "-m", memory(c))
 }
 
 const firmware = "qboot.rom"
 
-func size(c vmm.Config) string { return strconv.FormatUint(c.Memory>>20, 10) + "M" }
+// mebibytes is a size as QEMU takes it.
+func mebibytes(bytes uint64) string { return strconv.FormatUint(bytes>>20, 10) + "M" }
 
 func (l *line) kernel(c vmm.Config) {
 	l.add("-kernel", c.Kernel, "-initrd", c.Initrd, "-append", cmdline(c))
@@ -162,6 +163,11 @@ func cmdline(c vmm.Config) string {
 	words := []string{"panic=-1", "noreplace-smp", "no_timer_check"}
 	if c.Console != nil {
 		words = append(words, "console=ttyS0")
+	}
+	if c.MaxMemory > c.Memory {
+		// The kernel would set 64 MiB apart for devices that cannot reach memory
+		// beyond 4 GiB. The machine has none.
+		words = append(words, "swiotlb=noforce")
 	}
 	if c.Accel == vmm.TCG && c.CPUs == 1 {
 		// The timer of the local interrupt controller takes 125 ms to calibrate

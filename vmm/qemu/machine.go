@@ -26,16 +26,20 @@ var (
 type machine struct {
 	path  string        // of the control socket
 	slots int           // for what is plugged
+	most  size          // that it can be resized to
 	turn  chan struct{} // holds a token while there is a session: QEMU has one at a time
 }
 
 var (
 	_ vmm.DiskPlugger = (*machine)(nil)
 	_ vmm.NICPlugger  = (*machine)(nil)
+	_ vmm.Resizer     = (*machine)(nil)
 )
 
 func newMachine(c vmm.Config) *machine {
-	return &machine{path: filepath.Join(c.Dir, "qmp"), slots: c.Slots, turn: make(chan struct{}, 1)}
+	return &machine{
+		path: filepath.Join(c.Dir, "qmp"), slots: c.Slots, most: size{c.MaxCPUs, c.MaxMemory}, turn: make(chan struct{}, 1),
+	}
 }
 
 // do runs f with a session.

@@ -72,7 +72,7 @@ func (l *line) clone(c vmm.Config, ram *os.File) {
 func (l *line) common(c vmm.Config, ram *os.File) {
 	l.board(c)
 	// Only memory that is a file by its name is left out of the state.
-	l.add("-object", option("memory-backend-file", "id=mem", "size="+size(c), "share=on", "mem-path=/proc/self/fd/"+l.file(ram)))
+	l.add("-object", option("memory-backend-file", "id=mem", "size="+mebibytes(c.Memory), "share=on", "mem-path=/proc/self/fd/"+l.file(ram)))
 	l.console(c)
 	l.slots(c)
 	for i := range ports {

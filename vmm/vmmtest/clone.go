@@ -25,6 +25,10 @@ func (b *bench) templated() {
 	}
 	b.store = filepath.Join(filepath.Dir(filepath.Dir(b.spec.Dir)), "templates")
 	// Files of the test's own, to change.
+	modules := filepath.Join(filepath.Dir(b.s.Options.Initrd), "modules")
+	if _, err := os.Stat(modules); err == nil {
+		b.must(os.CopyFS(b.store+"-inputs/modules", os.DirFS(modules)))
+	}
 	for _, path := range []*string{&b.s.Options.Kernel, &b.s.Options.Initrd} {
 		content, err := os.ReadFile(*path)
 		b.must(err)

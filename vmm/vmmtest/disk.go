@@ -26,7 +26,7 @@ func (m machine) PlugDisk(_ context.Context, d vmm.Disk) error {
 		return err
 	}
 	free := ""
-	for i := range m.slots {
+	for i := range m.config.Slots {
 		id, err := os.ReadFile(m.slot(i))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -45,7 +45,7 @@ func (m machine) PlugDisk(_ context.Context, d vmm.Disk) error {
 
 // UnplugDisk implements vmm.DiskPlugger.
 func (m machine) UnplugDisk(_ context.Context, id string) error {
-	for i := range m.slots {
+	for i := range m.config.Slots {
 		if found, err := os.ReadFile(m.slot(i)); err == nil && string(found) == id {
 			return os.Remove(m.slot(i))
 		}

@@ -70,7 +70,7 @@ func start(ctx context.Context, c vmm.Config, mode string, broken error) (vmm.VM
 	if err := c.Launch(ctx, command); err != nil {
 		return nil, err
 	}
-	return machine{filepath.Join(c.Dir, c.Vsock.Path), c.Slots}, broken
+	return machine{filepath.Join(c.Dir, c.Vsock.Path), c}, broken
 }
 
 // Inputs implements vmm.Templater.
@@ -120,13 +120,13 @@ func (f Fake) Clone(ctx context.Context, c vmm.Config, dir string) (vmm.VM, erro
 
 // Attach implements vmm.Driver.
 func (f Fake) Attach(_ context.Context, c vmm.Config) (vmm.VM, error) {
-	return machine{filepath.Join(c.Dir, "v"), c.Slots}, nil
+	return machine{filepath.Join(c.Dir, "v"), c}, nil
 }
 
 // machine is known by its vsock.
 type machine struct {
-	path  string
-	slots int
+	path   string
+	config vmm.Config
 }
 
 // Main makes a process of this binary the guest that it was started as. Call it

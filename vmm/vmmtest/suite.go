@@ -47,6 +47,8 @@ func Run(t *testing.T, s Suite) {
 		"SaysOther":      saysOther,
 		"CanceledInBoot": canceledInBoot,
 		"PlugsDisks":     plugsDisks,
+		"Resizes":        resizes,
+		"ResizesClone":   resizesClone,
 
 		"IsCloned":         isCloned,
 		"IsClonedAgain":    isClonedAgain,
