@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -117,6 +118,7 @@ func (p *pod) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.pooled = p.opts.Pool > 0 && p.usual(cpus, memory)
 	p.state.Hypervisor, p.state.Accel = p.opts.Hypervisor, p.opts.Accel
 	p.state.CPUs, p.state.Memory, p.state.Slots = cpus, memory, p.opts.Slots
 	p.state.Overhead = p.opts.Overhead
@@ -128,6 +130,18 @@ func (p *pod) plan(ctx context.Context) error {
 		return err
 	}
 	return p.driver.Check(ctx, p.machine())
+}
+
+// usual says whether the pod's machine is that of a pod without limits, which
+// sets no option itself.
+func (p *pod) usual(cpus uint32, memory uint64) bool {
+	for name := range p.config.GetAnnotations() {
+		if strings.HasPrefix(name, Annotation) {
+			return false
+		}
+	}
+	c, m, err := p.opts.size(limits{})
+	return err == nil && c == cpus && m == memory
 }
 
 // find looks for what the machine needs of this host, so that it is not a

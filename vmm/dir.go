@@ -26,16 +26,24 @@ const (
 // own: what a guest has them log then fills that, and nothing else of the
 // host's.
 func (p *pod) makeDir() error {
-	if err := os.Mkdir(p.vm, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := makeDir(p.vm, p.owner()); err != nil {
+		return err
+	}
+	fpDir.Hit()
+	return nil
+}
+
+// makeDir makes a directory of a machine whose user has that group.
+func makeDir(path string, group uint32) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	// Sticky: the processes make sockets here, and leave those alone that are not
 	// theirs.
-	options := fmt.Sprintf("size=%d,nr_inodes=%d,mode=01770,gid=%d", dirSize, dirFiles, p.owner())
-	if err := unix.Mount("tmpfs", p.vm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
-		return &os.PathError{Op: "mount tmpfs", Path: p.vm, Err: err}
+	options := fmt.Sprintf("size=%d,nr_inodes=%d,mode=01770,gid=%d", dirSize, dirFiles, group)
+	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return &os.PathError{Op: "mount tmpfs", Path: path, Err: err}
 	}
-	fpDir.Hit()
 	return nil
 }
 

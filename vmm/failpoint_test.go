@@ -128,8 +128,9 @@ func TestKilledAtFailpoint(t *testing.T) {
 	root(t)
 	points := slices.DeleteFunc(failpoint.Names(), func(name string) bool {
 		ours := strings.HasPrefix(name, "vmm/") || strings.HasPrefix(name, "host/bundle/")
-		// See TestKilledWithTemplate, and TestVMKilledWithInterface of test/restart.
-		return !ours || strings.HasPrefix(name, "vmm/template/") || strings.HasPrefix(name, "vmm/nic/")
+		// See TestKilledWithTemplate, TestKilledWithPool, and
+		// TestVMKilledWithInterface of test/restart.
+		return !ours || strings.HasPrefix(name, "vmm/template/") || strings.HasPrefix(name, "vmm/pool/") || strings.HasPrefix(name, "vmm/nic/")
 	})
 	if len(points) < 10 {
 		t.Fatalf("points %q", points)

@@ -52,7 +52,8 @@ var gate = []string{"/bin/sh", "-c", `read -r go && exec "$@" </dev/null`, "gate
 
 // launch runs a command after admit has returned, which records its process and
 // puts it where it belongs. If admit fails it never runs. out becomes its stdout
-// and stderr. It is started in the network namespace at netns, empty for ours.
+// and stderr. It is started in the network
+// namespace at netns, empty for ours; or see emptyNetNS.
 func launch(c Command, netns string, out *os.File, admit func(Process) error) error {
 	if err := executable(c.Args[0]); err != nil {
 		return fmt.Errorf("launch %s: %w", c.Args[0], err)
@@ -114,8 +115,18 @@ func start(c Command, netns string, in, out *os.File) (pid int, err error) {
 	return pid, err
 }
 
+// emptyNetNS stands for a network namespace of the process's own, which has
+// nothing.
+const emptyNetNS = "empty"
+
 func enter(netns string) error {
-	if netns == "" {
+	switch netns {
+	case "":
+		return nil
+	case emptyNetNS:
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
+		}
 		return nil
 	}
 	f, err := os.Open(netns)

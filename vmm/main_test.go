@@ -18,6 +18,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == doomedTemplate {
 		os.Exit(doomTemplate(os.Args[2]))
 	}
+	if len(os.Args) == 3 && os.Args[1] == doomedPool {
+		os.Exit(doomPool(os.Args[2]))
+	}
 	if os.Getenv(failpoint.Env) != "" && len(os.Args) == 2 {
 		os.Exit(vmm.Doomed(os.Args[1]))
 	}

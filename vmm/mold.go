@@ -56,6 +56,7 @@ func (t *Templates) begin(s shape, within time.Duration) {
 		case err != nil && t.ctx.Err() == nil:
 			entry.WithError(err).Warnf("pods boot, which is slower: no template can be made of their machine; this is tried again after %v", restTime)
 		}
+		defer t.pool.refill()
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.build = false
@@ -220,14 +221,7 @@ func (m *molder) end() error {
 	return m.proc.kill(ctx)
 }
 
-func (m *molder) tail() string {
-	f, err := os.Open(m.log())
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	return quote(roleVMM, f)
-}
+func (m *molder) tail() string { return tail(m.log()) }
 
 // endMachine ends that of an earlier daemon in dir.
 func endMachine(ctx context.Context, r *pidfd.Reaper, dir string) error {

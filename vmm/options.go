@@ -49,6 +49,9 @@ type Options struct {
 	// Templates are for machines that are cloned from one that has booted.
 	Templates bool
 
+	// Pool is how many clones are kept ready, of pods without limits.
+	Pool int
+
 	// Debug opens the guest's debug console to this host's root.
 	Debug bool
 
@@ -90,8 +93,9 @@ func Defaults() Options {
 // key is one option by its name in TOML and annotations.
 type key func(o *Options, v any) error
 
-// keys are all of them. Those that name files of the host are marked: no
-// annotation may set them, whatever the operator allows.
+// keys are all of them. Those that name files of the host, or are no matter of a
+// single pod, are marked: no annotation may set them, whatever the operator
+// allows.
 var keys = map[string]struct {
 	set  key
 	host bool
@@ -115,6 +119,7 @@ var keys = map[string]struct {
 	"boot_timeout":  {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
 	"debug":         {set: truth(func(o *Options) *bool { return &o.Debug })},
 	"templates":     {set: truth(func(o *Options) *bool { return &o.Templates })},
+	"pool":          {set: number(0, maxPool, func(o *Options, n int64) { o.Pool = int(n) }), host: true},
 	"allow":         {set: allow, host: true},
 }
 
@@ -155,6 +160,9 @@ func (o *Options) read(text []byte) error {
 		if err := k.set(o, table[name]); err != nil {
 			return invalid("options of the runtime handler: %s = %v: %v", name, table[name], err)
 		}
+	}
+	if o.Pool > 0 && !o.Templates {
+		return invalid("options of the runtime handler: pool = %d: the machines of a pool are clones: set templates = true, or pool = 0", o.Pool)
 	}
 	for _, name := range o.Allow {
 		if k, ok := keys[name]; !ok || k.host {

@@ -43,11 +43,12 @@ vsock_path = "/d"
 boot_timeout = 5
 debug = true
 templates = true
+pool = 2
 allow = ["memory"]`,
 			want: Options{
 				Hypervisor: "other", Path: "/q", Machine: "m", Accel: TCG, Kernel: "/k", Initrd: "/i", KernelParams: "a b",
 				VCPUs: 2, Memory: 512 << 20, Overhead: 100 << 20, MaxVCPUs: 4, MaxMemory: 1 << 30, Virtiofsd: "/v", Vsock: UserVsock, VsockPath: "/d",
-				BootTimeout: 5 * time.Second, Debug: true, Templates: true, Allow: []string{"memory"},
+				BootTimeout: 5 * time.Second, Debug: true, Templates: true, Pool: 2, Allow: []string{"memory"},
 			},
 		},
 		"annotations": {
@@ -63,6 +64,9 @@ allow = ["memory"]`,
 		"no processor":      {toml: "vcpus = 0", says: "vcpus = 0"},
 		"accel":             {toml: `accel = "warp"`, says: "auto, kvm, tcg"},
 		"relative path":     {toml: `kernel = "k"`, says: "absolute"},
+		"pool of many":      {toml: "templates = true\npool = 17", says: "from 0 to 16"},
+		"pool of nothing":   {toml: "pool = 1", says: "set templates = true"},
+		"allow a pool":      {toml: `allow = ["pool"]`, says: "pool"},
 		"debug":             {toml: "debug = 1", says: "true or false"},
 		"two lines":         {toml: `kernel_params = "a\nb"`, says: "one line"},
 		"allow unknown":     {toml: `allow = ["speed"]`, says: "speed"},

@@ -56,6 +56,8 @@ type pod struct {
 	backend *Backend
 	driver  Driver
 	opts    Options
+	pooled  bool   // its machine is the one that its handler's pool has
+	spare   string // name of the machine that it has from there
 
 	id, dir string // the sandbox's
 	vm      string // directory of the machine's processes

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -53,9 +55,6 @@ func (p *pod) boot(ctx context.Context, clone bool) (t *trial, err error) {
 	if err := p.begin(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.makeDir(); err != nil {
-		return nil, err
-	}
 	if err := p.accelerate(ctx); err != nil {
 		return nil, err
 	}
@@ -66,13 +65,25 @@ func (p *pod) boot(ctx context.Context, clone bool) (t *trial, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer console.close()
+	defer func() { console.close() }()
 	c.Console = console.out
 	within := p.opts.BootTimeout
 	if clone {
 		if t = p.template(ctx, c); t != nil {
 			within /= cloneShare
 		}
+		if t != nil && t.spare != nil {
+			console.close()
+			console = t.spare.console
+		}
+	}
+	if t != nil && t.spare != nil {
+		err = p.takeSpare(ctx, t)
+	} else {
+		err = p.makeDir()
+	}
+	if err != nil {
+		return t, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the guest was not ready within %v (boot_timeout): raise that if this node is slow: %w", within, context.DeadlineExceeded))
 	defer cancel()
@@ -175,13 +186,16 @@ func (p *pod) greet(ctx context.Context, l net.Listener) error {
 const tailSize = 1024
 
 // tail quotes the end of a process's log.
-func (p *pod) tail(role string) string {
-	f, err := os.Open(p.log(role))
+func (p *pod) tail(role string) string { return tail(p.log(role)) }
+
+// tail quotes the end of a process's log, which has its role's name.
+func tail(path string) string {
+	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	return quote(role, f)
+	return quote(strings.TrimSuffix(filepath.Base(path), ".log"), f)
 }
 
 func quote(what string, f *os.File) string {

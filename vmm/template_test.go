@@ -32,7 +32,7 @@ type cloning struct {
 	templates *vmm.Templates
 }
 
-func newCloning(ctx context.Context, dir string, d vmmtest.Fake) (*cloning, error) {
+func newCloning(ctx context.Context, dir string, d vmmtest.Fake, change ...func(*vmm.Options)) (*cloning, error) {
 	r, err := pidfd.NewReaper()
 	if err != nil {
 		return nil, err
@@ -48,6 +48,9 @@ func newCloning(ctx context.Context, dir string, d vmmtest.Fake) (*cloning, erro
 	o := vmm.Defaults()
 	o.Templates = true
 	o.Hypervisor, o.Accel, o.Kernel, o.Initrd = "test", vmm.TCG, file, file
+	for _, f := range change {
+		f(&o)
+	}
 	b := &vmm.Backend{Drivers: map[string]vmm.Driver{"test": d}, Defaults: o, Reaper: r, Templates: t}
 	ctx = namespaces.WithNamespace(ctx, "test")
 	c, err := sandbox.New(ctx, sandbox.Config{Name: "vmm", Dir: filepath.Join(dir, "boxes"), Backend: b})

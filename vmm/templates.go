@@ -57,6 +57,7 @@ type Templates struct {
 	ctx    context.Context // of what is in the background
 	cancel context.CancelFunc
 	work   sync.WaitGroup
+	pool   *pool
 
 	mu    sync.Mutex
 	known map[string]*saved     // by key
@@ -92,7 +93,12 @@ type input struct {
 	Digest   string   `json:"digest"`
 }
 
-const noteFile = "template.json"
+const (
+	noteFile = "template.json"
+
+	// poolDir is beside the templates' directory.
+	poolDir = "pool"
+)
 
 // OpenTemplates opens those in dir. What an earlier daemon was about to make or
 // remove is removed, its machine first. Close it.
@@ -102,6 +108,10 @@ func OpenTemplates(ctx context.Context, dir string, r *pidfd.Reaper) (*Templates
 		rest: map[string]time.Time{}, done: map[chan struct{}]any{},
 	}
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	var err error
+	if t.pool, err = openPool(ctx, t, filepath.Join(filepath.Dir(dir), poolDir)); err != nil {
+		return nil, err
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
@@ -150,8 +160,8 @@ func (t *Templates) open(path string) error {
 	return nil
 }
 
-// Close gives up what is being made, and returns when nothing is left of it.
-// Templates stay for the next daemon.
+// Close gives up what is being made, and the pool, and returns when nothing is
+// left of them. Templates stay for the next daemon.
 func (t *Templates) Close() error {
 	t.mu.Lock() // who begins one has it
 	t.cancel()
@@ -208,22 +218,30 @@ func (t *Templates) key(s shape) (key string, ok bool) {
 	return digest(texts...), true
 }
 
-// take returns a template for a machine, to be given back by pass. If there is
-// none it is nil, and may be one day.
-func (t *Templates) take(ctx context.Context, d Templater, c Config, within time.Duration) *saved {
-	s, err := newShape(d, c)
-	if err != nil {
-		return nil // a machine that boots says the same
-	}
+// find returns the template of a shape, to be given back by pass; nil if there
+// is none.
+func (t *Templates) find(s shape) *saved {
 	key, ok := t.key(s)
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	found := t.known[key]
 	if !ok || found == nil {
+		return nil
+	}
+	found.users++
+	return found
+}
+
+// take returns a template for a machine, to be given back by pass. If there is
+// none it is nil, and may be one day.
+func (t *Templates) take(ctx context.Context, s shape, within time.Duration) *saved {
+	found := t.find(s)
+	t.mu.Lock()
+	if found == nil {
 		t.begin(s, within)
 		t.mu.Unlock()
 		return nil
 	}
-	found.users++
 	found.used = time.Now()
 	t.mu.Unlock()
 	if err := found.verify(ctx); err != nil {
@@ -340,6 +358,31 @@ func (t *Templates) keep(s *saved) error {
 		errs = append(errs, t.remove(k))
 	}
 	return errors.Join(errs...)
+}
+
+// knows says whether a template is still one.
+func (t *Templates) knows(s *saved) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.known[s.key] == s
+}
+
+// building says whether one is made.
+func (t *Templates) building() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.build
+}
+
+// enter counts goroutines that Close has to wait for, unless it was called.
+func (t *Templates) enter(n int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctx.Err() != nil {
+		return false
+	}
+	t.work.Add(n)
+	return true
 }
 
 // Settled waits until nothing is built. It is for tests and benchmarks.

@@ -19,6 +19,7 @@ var fpUndone = failpoint.New("vmm/template/undone")
 // of the pod's processes is the trial's and not the pod's, which may boot yet.
 type trial struct {
 	from    *saved
+	spare   *spare        // the machine, if it comes from the pool
 	failed  chan struct{} // closed when a process has ended
 	settled bool          // guarded by pod.mu: the processes are the pod's
 	faulty  bool          // the machine failed before it was told of the pod
@@ -46,11 +47,21 @@ func (p *pod) template(ctx context.Context, c Config) *trial {
 	}
 	ctx, span := trace.Start(ctx, "vmm.template")
 	defer span.End(nil)
-	from := store.take(ctx, d, c, p.opts.BootTimeout)
+	s, err := newShape(d, c)
+	if err != nil {
+		return nil // a machine that boots says the same
+	}
+	if p.pooled {
+		store.pool.want(s, p.opts.Pool, p.opts.BootTimeout)
+	}
+	from := store.take(ctx, s, p.opts.BootTimeout)
+	t := &trial{from: from, failed: make(chan struct{})}
+	if p.pooled {
+		t.spare = store.pool.take(s.id, from)
+	}
 	if from == nil {
 		return nil
 	}
-	t := &trial{from: from, failed: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.trial = t
@@ -64,7 +75,14 @@ func (p *pod) begun(ctx context.Context, c Config, t *trial) (_ VM, err error) {
 	if t == nil {
 		return p.driver.Start(ctx, c)
 	}
-	vm, err := p.driver.(Templater).Clone(ctx, c, t.from.dir)
+	d := p.driver.(Templater)
+	if t.spare == nil {
+		err = d.Load(ctx, c, t.from.dir)
+	}
+	var vm VM
+	if err == nil {
+		vm, err = d.Resume(ctx, c)
+	}
 	if err != nil {
 		err = fmt.Errorf("%w%s", err, p.tail(roleVMM))
 	}
@@ -127,12 +145,17 @@ func (p *pod) start(ctx context.Context) error {
 		return err
 	}
 	store := p.backend.Templates
+	defer store.pool.refill()
 	defer store.pass(t.from)
 	if err == nil {
 		return nil
 	}
 	cause := fmt.Errorf("pod %s: %w", p.id, err)
 	fair := ctx.Err() == nil && !errdefs.IsNotImplemented(err) // else the template is good for others
+	if t.spare != nil {                                        // of the template that says little: the next pod is cloned
+		fair = false
+		store.pool.blame(t.spare, cause)
+	}
 	if fair && t.faulty {
 		store.broken(t.from, cause)
 	}

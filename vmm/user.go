@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -45,12 +46,18 @@ func userOf(pod string) uint32 {
 }
 
 // owner of the machine's directory is the user that some of its processes are.
-func (p *pod) owner() uint32 {
+func (p *pod) owner() uint32 { return ownerOf(p.machineID()) }
+
+func ownerOf(machine string) uint32 {
 	if unmapped() != nil {
 		return 0
 	}
-	return userOf(p.id)
+	return userOf(machine)
 }
+
+// machineID is the pod's id, or the name of the machine that it has from the pool:
+// that has had its user for longer than it has had its pod.
+func (p *pod) machineID() string { return cmp.Or(p.spare, p.id) }
 
 // as is the user that a process of the pod's runs as. It is root, without
 // capabilities, where another one could not open what the process opens itself;
@@ -74,7 +81,7 @@ func (p *pod) as(role, program string) user {
 		})
 		return user{}
 	}
-	return user{userOf(p.id), groups}
+	return user{userOf(p.machineID()), groups}
 }
 
 // Unprivileged says why machines' VMM runs as root, if it does: without

@@ -60,10 +60,15 @@ type Templater interface {
 	// on the command line of the guest's kernel.
 	StartTemplate(ctx context.Context, c Config) (Template, error)
 
-	// Clone is Start for a machine that goes on where the one in dir was saved,
-	// and has c's devices. Like Start it returns before the guest is ready; on
-	// error the caller starts a machine that boots.
-	Clone(ctx context.Context, c Config, dir string) (VM, error)
+	// Load starts a machine that is as the one in dir was when it was saved:
+	// it does not run, and has none of c's devices yet. On error the caller ends
+	// its process.
+	Load(ctx context.Context, c Config, dir string) error
+
+	// Resume gives the machine that Load left in c.Dir, which may have had
+	// another name then, c's devices, and has it go on. Like Start it returns
+	// before the guest is ready; on error the caller ends the machine.
+	Resume(ctx context.Context, c Config) (VM, error)
 }
 
 // Template is a machine that is going to be saved.

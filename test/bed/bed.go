@@ -33,6 +33,8 @@ const (
 
 	// VMMClone is VMM with templates: see Templated.
 	VMMClone = "kuasar-vmm-clone"
+	// VMMPool is VMMClone with a machine that waits for the next pod: see Pooled.
+	VMMPool = "kuasar-vmm-pool"
 	// VMMBlock is VMM with root file systems that are disks: see Options.Blocks.
 	VMMBlock = "kuasar-vmm-block"
 )

@@ -103,6 +103,7 @@ imports = []
         memory = 128
         boot_timeout = {{$.Boot}}
         templates = {{$m.Templates}}
+        pool = {{$m.Pool}}
         kernel = '{{$.Guest}}/vmlinux'
         initrd = '{{$.Guest}}/initramfs.cpio'
         {{with $.Vsock}}vsock_path = '{{.}}'{{end}}
@@ -156,6 +157,7 @@ const maxShim = 38
 type machine struct {
 	Snapshotter string // the usual one if it is empty
 	Templates   bool
+	Pool        int
 }
 
 func (b *Bed) configure() error {
@@ -163,7 +165,7 @@ func (b *Bed) configure() error {
 	if len(shim) > maxShim {
 		shim = ""
 	}
-	machines, scratch := map[string]machine{VMM: {}, VMMClone: {Templates: true}}, ""
+	machines, scratch := map[string]machine{VMM: {}, VMMClone: {Templates: true}, VMMPool: {Templates: true, Pool: 1}}, ""
 	if b.options.Blocks {
 		machines[VMMBlock], scratch = machine{Snapshotter: "blockfile"}, filepath.Join(b.Dir, "scratch")
 		if err := makeScratch(scratch); err != nil {

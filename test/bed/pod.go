@@ -66,14 +66,28 @@ var templateTime = Patience(2 * time.Minute)
 // Templated runs and removes a pod of VMMClone, which boots, and returns when there
 // is a template that the next ones are cloned from.
 func (b *Bed) Templated(ctx context.Context) error {
+	return b.awaits(ctx, VMMClone, "template made")
+}
+
+// Pooled runs and removes a pod of VMMPool, and returns when a machine waits for
+// the next one.
+func (b *Bed) Pooled(ctx context.Context) error {
+	return b.awaits(ctx, VMMPool, PoolFilled)
+}
+
+// PoolFilled is in the daemon's log when a machine waits.
+const PoolFilled = "machine made for the pool"
+
+// awaits runs a pod until something is in the log.
+func (b *Bed) awaits(ctx context.Context, handler, text string) error {
 	before := b.Mark()
-	p, err := b.RunPod(ctx, VMMClone, nil)
+	p, err := b.RunPod(ctx, handler, nil)
 	if err != nil {
 		return err
 	}
 	soon, cancel := context.WithTimeout(ctx, templateTime)
 	defer cancel()
-	_, err = b.AwaitLog(soon, before, "template made")
+	_, err = b.AwaitLog(soon, before, text)
 	return errors.Join(err, p.Remove(ctx))
 }
 

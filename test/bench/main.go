@@ -34,6 +34,7 @@ var benchmarks = []struct {
 	{"wasm-compute", bed.Wasm, wasmCompute},
 	{"vm-start", bed.VMM, vmStart},
 	{"vm-template", bed.VMMClone, vmTemplate},
+	{"vm-pool", bed.VMMPool, vmPool},
 	{"vm-parallel", bed.VMM, vmParallel},
 	{"vm-exec", bed.VMM, benchExec},
 	{"vm-stdio", bed.VMM, benchOutput},

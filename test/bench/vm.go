@@ -51,7 +51,9 @@ func vmStart(ctx context.Context, b *bench) error {
 	return nil
 }
 
-func isMachine(handler string) bool { return handler == bed.VMM || handler == bed.VMMClone }
+func isMachine(handler string) bool {
+	return handler == bed.VMM || handler == bed.VMMClone || handler == bed.VMMPool
+}
 
 // vmTemplate: a pod whose machine is a clone, against one whose machine boots.
 func vmTemplate(ctx context.Context, b *bench) error {
@@ -74,6 +76,46 @@ func vmTemplate(ctx context.Context, b *bench) error {
 		}
 	}
 	b.report.starts("VM start, cloned, against booted", took[b.ours], took[booted], 0.25)
+	return nil
+}
+
+// vmPool: a pod whose machine waited for it, against stock's, one whose machine
+// is a clone, and one whose machine boots.
+func vmPool(ctx context.Context, b *bench) error {
+	if err := b.Templated(ctx); err != nil {
+		return err
+	}
+	if err := b.Pooled(ctx); err != nil {
+		return err
+	}
+	handlers := []string{b.ours, bed.Stock, bed.VMMClone, bed.VMM}
+	took := map[string]*starts{}
+	for _, handler := range handlers {
+		took[handler] = &starts{}
+	}
+	for i := range b.n {
+		for j := range handlers {
+			handler := handlers[(i+j)%len(handlers)]
+			before := b.Mark()
+			p, t, err := b.start(ctx, shape{handler: handler})
+			if err != nil {
+				return fmt.Errorf("%s: %w", handler, err)
+			}
+			took[handler].add(p, t)
+			if err := b.remove(ctx, p); err != nil {
+				return err
+			}
+			if handler == b.ours {
+				if _, err := b.AwaitLog(ctx, before, bed.PoolFilled); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	b.report.starts("VM start, from the pool", took[b.ours], took[bed.Stock], 1.2)
+	b.report.starts("VM start, cloned", took[bed.VMMClone], took[bed.Stock], 2)
+	b.report.starts("VM start, booted", took[bed.VMM], took[bed.Stock], 0)
+	b.report.starts("VM start, from the pool, against booted", took[b.ours], took[bed.VMM], 0)
 	return nil
 }
 

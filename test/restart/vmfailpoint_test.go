@@ -19,8 +19,8 @@ func machinePoints() []string {
 	for _, name := range failpoint.Names() {
 		switch of, rest, _ := strings.Cut(name, "/"); of {
 		case "vmm":
-			if strings.HasPrefix(rest, "template/") || strings.HasPrefix(name, interfacePoints) {
-				continue // see TestVMKilledWithTemplate and TestVMKilledWithInterface
+			if strings.HasPrefix(rest, "template/") || strings.HasPrefix(rest, "pool/") || strings.HasPrefix(name, interfacePoints) {
+				continue // see TestVMKilledWithTemplate, TestVMKilledWithPool and TestVMKilledWithInterface
 			}
 			if strings.HasPrefix(rest, "resize/") { // of pods that are resized: see package vmm
 				continue

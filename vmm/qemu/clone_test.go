@@ -5,16 +5,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd-kuasar/containerd-kuasar/internal/record"
 	"github.com/containerd-kuasar/containerd-kuasar/sandbox"
 	"github.com/containerd-kuasar/containerd-kuasar/vmm"
 )
 
-// TestClones has two machines of one template. What should be a machine's own
-// they do not share: neither with each other, nor with the template.
+// TestClones has five machines of one template, of which two have waited in the
+// pool. What should be a machine's own no two of them share.
 func TestClones(t *testing.T) {
 	n := newNode(t)
 	var err error
@@ -28,18 +30,34 @@ func TestClones(t *testing.T) {
 	first.remove()
 	first.must(n.backend.Templates.Settled(n.ctx))
 
-	one := n.newBox(t, "pod")
-	one.isClone(true)
-	its := one.own()
-	other := n.newBox(t, "other")
-	other.isClone(true)
-	for what, value := range other.own() {
-		if value == "" || value == its[what] {
-			t.Errorf("%s of the clones: %q and %q", what, its[what], value)
+	seen := map[string]string{}
+	unique := func(b *box) *box {
+		b.isClone(true)
+		for what, value := range b.own() {
+			name := what + " " + value
+			if value == "" || seen[name] != "" {
+				t.Errorf("%s of %s is %q, and that of %s", what, b.dir, value, seen[name])
+			}
+			seen[name] = b.dir
 		}
+		return b
+	}
+	one := unique(n.newBox(t, "pod"))
+	other := unique(n.newBox(t, "other"))
+	n.backend.Defaults.Pool = 2
+	unique(n.newBox(t, "third")).remove() // from here on there is a pool
+	one.must(n.backend.Templates.Filled(n.ctx))
+	var pools []*box
+	for _, id := range []string{"fourth", "fifth"} {
+		ready := n.pooled(t)
+		b := n.newBox(t, id)
+		if pid := b.Sandbox.(sandbox.Processer).Pid(); !slices.Contains(ready, pid) {
+			t.Errorf("the machine of %s is process %d, those in the pool were %d", id, pid, ready)
+		}
+		pools = append(pools, unique(b))
 	}
 	// The template was saved some seconds ago.
-	for _, b := range []*box{other, one} {
+	for _, b := range append(pools, other, one) {
 		before := time.Now().Unix()
 		var now int64
 		_, err := fmt.Sscan(b.run("clock", "date +%s"), &now)
@@ -52,6 +70,23 @@ func TestClones(t *testing.T) {
 	podHasNetwork(one)
 	containersAreSet(one)
 	rootIsDisk(one)
+}
+
+// pooled are the processes of the machines that wait.
+func (n *node) pooled(t *testing.T) (pids []uint32) {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(n.dir, "pool", "*", "process.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range found {
+		var p vmm.Process
+		if _, err := record.Read(path, &p); err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, uint32(p.Pid))
+	}
+	return pids
 }
 
 // isClone says how the machine has started.

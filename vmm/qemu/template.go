@@ -143,32 +143,40 @@ func (s *session) migrate(ctx context.Context, command string, state *os.File) (
 	return err
 }
 
-// Clone implements vmm.Templater.
-func (Driver) Clone(ctx context.Context, c vmm.Config, dir string) (_ vmm.VM, err error) {
-	if n := devices(c); n > ports {
-		return nil, fmt.Errorf("the machine has %d devices, its template's have at most %d: %w", n, ports, errdefs.ErrNotImplemented)
+// Load implements vmm.Templater.
+func (Driver) Load(ctx context.Context, c vmm.Config, dir string) (err error) {
+	if err := fits(c); err != nil {
+		return err
 	}
 	ram, err := vmm.NewRAM(c.Memory)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, ram.Close()) }()
 	state, err := os.Open(filepath.Join(dir, stateFile))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer state.Close()
 	m, err := launch(ctx, c, func(l *line) error { l.clone(c, ram.File()); return nil })
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return m, m.do(ctx, "clone the machine", func(s *session) error {
+	return m.do(ctx, "load the machine", func(s *session) error {
 		if err := ram.Fill(ctx, c.Process(), filepath.Join(dir, memoryFile)); err != nil {
 			return err
 		}
-		if err := s.migrate(ctx, "migrate-incoming", state); err != nil {
-			return err
-		}
+		return s.migrate(ctx, "migrate-incoming", state)
+	})
+}
+
+// Resume implements vmm.Templater.
+func (Driver) Resume(ctx context.Context, c vmm.Config) (vmm.VM, error) {
+	if err := fits(c); err != nil {
+		return nil, err
+	}
+	m := newMachine(c)
+	return m, m.do(ctx, "resume the machine", func(s *session) error {
 		if err := s.equip(ctx, c); err != nil {
 			return err
 		}
@@ -176,8 +184,13 @@ func (Driver) Clone(ctx context.Context, c vmm.Config, dir string) (_ vmm.VM, er
 	})
 }
 
-// devices counts those of the start.
-func devices(c vmm.Config) int { return 1 + len(c.Shares) + len(c.NICs) + len(c.Disks) }
+// fits says whether there are ports for all devices of the start.
+func fits(c vmm.Config) error {
+	if n := 1 + len(c.Shares) + len(c.NICs) + len(c.Disks); n > ports {
+		return fmt.Errorf("the machine has %d devices, its template's have at most %d: %w", n, ports, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
 
 // equip plugs all of the machine's devices, each into a port of its own.
 func (s *session) equip(ctx context.Context, c vmm.Config) (err error) {

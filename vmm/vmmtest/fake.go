@@ -27,8 +27,9 @@ type Fake struct {
 	// Lost is for a VMM that is not installed.
 	Lost bool
 	// Barren templates end before they can be saved, and Sterile ones have
-	// clones that end before they say hello.
-	Barren, Sterile bool
+	// clones that end before they say hello; Stillborn are those of clones that
+	// end before anybody resumes them.
+	Barren, Sterile, Stillborn bool
 }
 
 var (
@@ -61,12 +62,12 @@ func (f Fake) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	return start(ctx, c, mode, f.Broken)
 }
 
-func start(ctx context.Context, c vmm.Config, mode string, broken error) (vmm.VM, error) {
+func start(ctx context.Context, c vmm.Config, mode string, broken error, more ...*os.File) (vmm.VM, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	command := vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}, Files: []*os.File{c.Console}}
+	command := vmm.Command{Args: []string{self, guestCommand, c.Vsock.Path, mode}, Files: append([]*os.File{c.Console}, more...)}
 	if err := c.Launch(ctx, command); err != nil {
 		return nil, err
 	}
@@ -102,26 +103,50 @@ func (template) Save(_ context.Context, dir string) error {
 	return os.WriteFile(filepath.Join(dir, "machine"), []byte(content), 0o600)
 }
 
-// Clone implements vmm.Templater.
-func (f Fake) Clone(ctx context.Context, c vmm.Config, dir string) (vmm.VM, error) {
+// resume is the socket by which a loaded machine learns that it may go on.
+const resume = "resume"
+
+// Load implements vmm.Templater.
+func (f Fake) Load(ctx context.Context, c vmm.Config, dir string) error {
 	b, err := os.ReadFile(filepath.Join(dir, "machine"))
+	if err != nil {
+		return err
+	}
+	if string(b) != content {
+		return fmt.Errorf("%q is no machine: %w", b, errdefs.ErrDataLoss)
+	}
+	wait, err := vmm.Inherit(filepath.Join(c.Dir, resume))
+	if err != nil {
+		return err
+	}
+	defer wait.Close()
+	c.Vsock.Path = "v"
+	mode := "loaded"
+	switch {
+	case f.Sterile:
+		mode = "sterile"
+	case f.Stillborn:
+		mode = "ends"
+	}
+	_, err = start(ctx, c, mode, f.Broken, wait)
+	return err
+}
+
+// Resume implements vmm.Templater.
+func (f Fake) Resume(ctx context.Context, c vmm.Config) (vmm.VM, error) {
+	conn, err := vmm.Dial(ctx, filepath.Join(c.Dir, resume))
 	if err != nil {
 		return nil, err
 	}
-	if string(b) != content {
-		return nil, fmt.Errorf("%q is no machine: %w", b, errdefs.ErrDataLoss)
-	}
-	mode := "well"
-	if f.Sterile {
-		mode = "ends"
-	}
-	return start(ctx, c, mode, f.Broken)
+	return f.machine(c), conn.Close()
 }
 
 // Attach implements vmm.Driver.
 func (f Fake) Attach(_ context.Context, c vmm.Config) (vmm.VM, error) {
-	return machine{filepath.Join(c.Dir, "v"), c}, nil
+	return f.machine(c), nil
 }
+
+func (Fake) machine(c vmm.Config) vmm.VM { return machine{filepath.Join(c.Dir, "v"), c} }
 
 // machine is known by its vsock.
 type machine struct {

@@ -28,6 +28,16 @@ func guest(path, mode string) error {
 	switch mode {
 	case "ends":
 		return errors.New("it ends as it was told")
+	case "loaded", "sterile":
+		if err := await(); err != nil {
+			return err
+		}
+		if mode == "sterile" {
+			return errors.New("it ends as it was told")
+		}
+		if err := hello(path, mode); err != nil {
+			return err
+		}
 	case "template":
 		const console = 3
 		if _, err := fmt.Fprintln(os.NewFile(console, "console"), api.TemplateReady); err != nil {
@@ -47,6 +57,21 @@ func guest(path, mode string) error {
 	api.RegisterAgentService(server, agent{&log})
 	api.RegisterGuestService(server, setter{})
 	return server.Serve(context.Background(), &door{Listener: l})
+}
+
+// await returns when somebody resumes the machine.
+func await() error {
+	const wait = 4
+	l, err := net.FileListener(os.NewFile(wait, resume))
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	c, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 func hello(path, mode string) error {

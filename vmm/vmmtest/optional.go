@@ -33,8 +33,8 @@ func (s *spy) Attach(ctx context.Context, c vmm.Config) (vm vmm.VM, err error) {
 // cloner is a spy of a driver that has templates.
 type cloner struct {
 	*spy
-	clones int
-	meddle func(vmm.Config, error) error // after each clone; may be nil
+	loads, clones int
+	meddle        func(vmm.Config, error) error // after each clone; may be nil
 }
 
 // Inputs implements vmm.Templater.
@@ -47,10 +47,16 @@ func (c *cloner) StartTemplate(ctx context.Context, config vmm.Config) (vmm.Temp
 	return c.Driver.(vmm.Templater).StartTemplate(ctx, config)
 }
 
-// Clone implements vmm.Templater.
-func (c *cloner) Clone(ctx context.Context, config vmm.Config, dir string) (vm vmm.VM, err error) {
+// Load implements vmm.Templater.
+func (c *cloner) Load(ctx context.Context, config vmm.Config, dir string) error {
+	c.loads++
+	return c.Driver.(vmm.Templater).Load(ctx, config, dir)
+}
+
+// Resume implements vmm.Templater.
+func (c *cloner) Resume(ctx context.Context, config vmm.Config) (vm vmm.VM, err error) {
 	c.clones++
-	c.vm, err = c.Driver.(vmm.Templater).Clone(ctx, config, dir)
+	c.vm, err = c.Driver.(vmm.Templater).Resume(ctx, config)
 	if c.meddle != nil {
 		err = c.meddle(config, err)
 	}
