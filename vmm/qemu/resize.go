@@ -194,6 +194,11 @@ func (s *session) resize(ctx context.Context, want, most uint64, plug func(table
 }
 
 func (s *session) plugMemory(ctx context.Context, want, room uint64, plug func(table) error) error {
+	// One without a device is of a call that was cut off. QEMU has no class of its
+	// own for there being none.
+	if err := s.run(ctx, "object-del", table{"id": memoryBackend}, nil); err != nil && !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
 	// Shared, as the rest of the machine's.
 	object := table{"qom-type": "memory-backend-memfd", "id": memoryBackend, "size": room, "share": true}
 	if err := s.run(ctx, "object-add", object, nil); err != nil {
