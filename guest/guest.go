@@ -31,9 +31,9 @@ var agents = []string{
 }
 
 // extras are directories of modules, in a kernel's, that containers may have the
-// kernel ask for, and single ones: networks within a pod. The last one the agent
-// loads itself, in guests that are resized.
-var extras = []string{"net", "drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/macvlan.ko", "drivers/net/tun.ko", "drivers/net/veth.ko", "drivers/net/vrf.ko", "drivers/net/ipvlan", "drivers/net/vxlan", "drivers/net/wireguard", "drivers/virtio/virtio_mem.ko"}
+// kernel ask for, and single ones: networks within a pod. The last two the
+// agent loads itself, in guests that are resized or report their free memory.
+var extras = []string{"net", "drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/macvlan.ko", "drivers/net/tun.ko", "drivers/net/veth.ko", "drivers/net/vrf.ko", "drivers/net/ipvlan", "drivers/net/vxlan", "drivers/net/wireguard", "drivers/virtio/virtio_mem.ko", "drivers/virtio/virtio_balloon.ko"}
 
 // Config names what a guest is made of.
 type Config struct {

@@ -165,6 +165,7 @@ func (p *pod) machine() Config {
 		Kernel: p.opts.Kernel, Initrd: p.opts.Initrd, Cmdline: p.opts.KernelParams,
 		CPUs: p.state.CPUs, Memory: p.state.Memory, Slots: p.state.Slots,
 		MaxCPUs: p.state.MaxCPUs, MaxMemory: p.state.MaxMemory,
+		FreePageReporting: p.opts.FreePageReporting,
 	}
 }
 

@@ -39,6 +39,8 @@ type Options struct {
 	MaxVCPUs  uint32
 	MaxMemory uint64 // bytes
 	Slots     int    // for devices plugged into a running machine
+	// FreePageReporting has the guest give memory back that it has free.
+	FreePageReporting bool
 
 	Virtiofsd string // path; empty for where it is looked for
 	Vsock     string // AutoVsock, VhostVsock or UserVsock
@@ -100,27 +102,28 @@ var keys = map[string]struct {
 	set  key
 	host bool
 }{
-	"hypervisor":    {set: text(func(o *Options) *string { return &o.Hypervisor })},
-	"path":          {set: file(func(o *Options) *string { return &o.Path }), host: true},
-	"machine":       {set: text(func(o *Options) *string { return &o.Machine })},
-	"accel":         {set: setAccel},
-	"kernel":        {set: file(func(o *Options) *string { return &o.Kernel }), host: true},
-	"initrd":        {set: file(func(o *Options) *string { return &o.Initrd }), host: true},
-	"kernel_params": {set: text(func(o *Options) *string { return &o.KernelParams })},
-	"vcpus":         {set: number(1, maxCPUs, func(o *Options, n int64) { o.VCPUs = uint32(n) })},
-	"memory":        {set: number(minMemory>>20, maxMemory>>20, func(o *Options, n int64) { o.Memory = uint64(n) << 20 })},
-	"overhead":      {set: number(minMemory>>20, maxMemory>>20, func(o *Options, n int64) { o.Overhead = uint64(n) << 20 })},
-	"max_vcpus":     {set: number(1, maxCPUs, func(o *Options, n int64) { o.MaxVCPUs = uint32(n) })},
-	"max_memory":    {set: number(0, maxMemory>>20, func(o *Options, n int64) { o.MaxMemory = uint64(n) << 20 })},
-	"hotplug_slots": {set: number(0, maxSlots, func(o *Options, n int64) { o.Slots = int(n) })},
-	"virtiofsd":     {set: file(func(o *Options) *string { return &o.Virtiofsd }), host: true},
-	"vsock":         {set: choice(func(o *Options) *string { return &o.Vsock }, AutoVsock, VhostVsock, UserVsock)},
-	"vsock_path":    {set: file(func(o *Options) *string { return &o.VsockPath }), host: true},
-	"boot_timeout":  {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
-	"debug":         {set: truth(func(o *Options) *bool { return &o.Debug })},
-	"templates":     {set: truth(func(o *Options) *bool { return &o.Templates })},
-	"pool":          {set: number(0, maxPool, func(o *Options, n int64) { o.Pool = int(n) }), host: true},
-	"allow":         {set: allow, host: true},
+	"hypervisor":          {set: text(func(o *Options) *string { return &o.Hypervisor })},
+	"path":                {set: file(func(o *Options) *string { return &o.Path }), host: true},
+	"machine":             {set: text(func(o *Options) *string { return &o.Machine })},
+	"accel":               {set: setAccel},
+	"kernel":              {set: file(func(o *Options) *string { return &o.Kernel }), host: true},
+	"initrd":              {set: file(func(o *Options) *string { return &o.Initrd }), host: true},
+	"kernel_params":       {set: text(func(o *Options) *string { return &o.KernelParams })},
+	"vcpus":               {set: number(1, maxCPUs, func(o *Options, n int64) { o.VCPUs = uint32(n) })},
+	"memory":              {set: number(minMemory>>20, maxMemory>>20, func(o *Options, n int64) { o.Memory = uint64(n) << 20 })},
+	"overhead":            {set: number(minMemory>>20, maxMemory>>20, func(o *Options, n int64) { o.Overhead = uint64(n) << 20 })},
+	"max_vcpus":           {set: number(1, maxCPUs, func(o *Options, n int64) { o.MaxVCPUs = uint32(n) })},
+	"max_memory":          {set: number(0, maxMemory>>20, func(o *Options, n int64) { o.MaxMemory = uint64(n) << 20 })},
+	"free_page_reporting": {set: truth(func(o *Options) *bool { return &o.FreePageReporting })},
+	"hotplug_slots":       {set: number(0, maxSlots, func(o *Options, n int64) { o.Slots = int(n) })},
+	"virtiofsd":           {set: file(func(o *Options) *string { return &o.Virtiofsd }), host: true},
+	"vsock":               {set: choice(func(o *Options) *string { return &o.Vsock }, AutoVsock, VhostVsock, UserVsock)},
+	"vsock_path":          {set: file(func(o *Options) *string { return &o.VsockPath }), host: true},
+	"boot_timeout":        {set: number(1, 3600, func(o *Options, n int64) { o.BootTimeout = time.Duration(n) * time.Second })},
+	"debug":               {set: truth(func(o *Options) *bool { return &o.Debug })},
+	"templates":           {set: truth(func(o *Options) *bool { return &o.Templates })},
+	"pool":                {set: number(0, maxPool, func(o *Options, n int64) { o.Pool = int(n) }), host: true},
+	"allow":               {set: allow, host: true},
 }
 
 // With are the options with those of text, as TOML, in place.

@@ -37,6 +37,7 @@ overhead = 100
 max_vcpus = 4
 max_memory = 1024
 hotplug_slots = 0
+free_page_reporting = true
 virtiofsd = "/v"
 vsock = "user"
 vsock_path = "/d"
@@ -47,7 +48,7 @@ pool = 2
 allow = ["memory"]`,
 			want: Options{
 				Hypervisor: "other", Path: "/q", Machine: "m", Accel: TCG, Kernel: "/k", Initrd: "/i", KernelParams: "a b",
-				VCPUs: 2, Memory: 512 << 20, Overhead: 100 << 20, MaxVCPUs: 4, MaxMemory: 1 << 30, Virtiofsd: "/v", Vsock: UserVsock, VsockPath: "/d",
+				VCPUs: 2, Memory: 512 << 20, Overhead: 100 << 20, MaxVCPUs: 4, MaxMemory: 1 << 30, FreePageReporting: true, Virtiofsd: "/v", Vsock: UserVsock, VsockPath: "/d",
 				BootTimeout: 5 * time.Second, Debug: true, Templates: true, Pool: 2, Allow: []string{"memory"},
 			},
 		},

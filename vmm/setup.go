@@ -66,6 +66,8 @@ func (p *pod) identity() (*api.SetupRequest, error) {
 		ShmSize: shmSize,
 
 		ConsoleKey: key,
+
+		FreePageReporting: p.opts.FreePageReporting,
 	}
 	maps.Copy(r.Sysctls, config.GetLinux().GetSysctls())
 	_, err := rand.Read(r.Entropy)

@@ -137,6 +137,10 @@ type Config struct {
 	MaxCPUs   uint32
 	MaxMemory uint64
 
+	// FreePageReporting is for a device by which the guest says what memory it
+	// has free, for the VMM to give back to the host.
+	FreePageReporting bool
+
 	Vsock  Vsock
 	Shares []Share
 	NICs   []NIC

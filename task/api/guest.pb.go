@@ -152,9 +152,11 @@ type SetupRequest struct {
 	// Opens the debug console to those who know it; empty leaves it closed.
 	// Anyone on the host may dial a guest's ports, and containers can read the
 	// kernel's command line: so it is a secret, and comes by this way.
-	ConsoleKey    []byte `protobuf:"bytes,8,opt,name=console_key,json=consoleKey,proto3" json:"console_key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ConsoleKey []byte `protobuf:"bytes,8,opt,name=console_key,json=consoleKey,proto3" json:"console_key,omitempty"`
+	// The machine has a balloon device that takes what memory the guest has free.
+	FreePageReporting bool `protobuf:"varint,9,opt,name=free_page_reporting,json=freePageReporting,proto3" json:"free_page_reporting,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SetupRequest) Reset() {
@@ -241,6 +243,13 @@ func (x *SetupRequest) GetConsoleKey() []byte {
 		return x.ConsoleKey
 	}
 	return nil
+}
+
+func (x *SetupRequest) GetFreePageReporting() bool {
+	if x != nil {
+		return x.FreePageReporting
+	}
+	return false
 }
 
 // Share is a directory of the host.
@@ -1039,7 +1048,7 @@ const file_guest_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\"%\n" +
 	"\vRunResponse\x12\x16\n" +
-	"\x06output\x18\x01 \x01(\fR\x06output\"\x82\x03\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\"\xb2\x03\n" +
 	"\fSetupRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1e\n" +
 	"\n" +
@@ -1051,7 +1060,8 @@ const file_guest_proto_rawDesc = "" +
 	"\aentropy\x18\x06 \x01(\fR\aentropy\x12\x19\n" +
 	"\bshm_size\x18\a \x01(\x04R\ashmSize\x12\x1f\n" +
 	"\vconsole_key\x18\b \x01(\fR\n" +
-	"consoleKey\x1a:\n" +
+	"consoleKey\x12.\n" +
+	"\x13free_page_reporting\x18\t \x01(\bR\x11freePageReporting\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +

@@ -64,6 +64,11 @@ func (g *Guest) setup(ctx context.Context, r *api.SetupRequest) error {
 			return err
 		}
 	}
+	if r.FreePageReporting {
+		if err := reportFree(sys); err != nil {
+			return fmt.Errorf("report free memory: %w", err)
+		}
+	}
 	return serveModules(procSys)
 }
 

@@ -77,6 +77,9 @@ func (l *line) board(c vmm.Config) {
 	l.add("-bios", firmware)
 	l.add("-accel", string(c.Accel), "-cpu", map[vmm.Accel]string{vmm.KVM: "host", vmm.TCG: "max"}[c.Accel])
 	l.add("-smp", processors(c), "-m", memory(c))
+	if c.FreePageReporting {
+		l.add("-device", "virtio-balloon-pci,free-page-reporting=on")
+	}
 }
 
 const firmware = "qboot.rom"
