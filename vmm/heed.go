@@ -29,6 +29,10 @@ const (
 
 	// heedTime bounds what a change takes.
 	heedTime = 30 * time.Second
+
+	// What failed is tried again after heedRest, twice as long each time in a row
+	// up to maxHeedRest: a guest may have been busy, or a slot gets free.
+	heedRest, maxHeedRest = 5 * time.Second, 5 * time.Minute
 )
 
 // heed has the guest's network follow that of the pod's namespace: CRI
@@ -56,15 +60,19 @@ func (p *pod) heed() {
 	go func() {
 		defer w.Close()
 		var said string
+		rest := heedRest
 		for p.quiet(changed) {
 			err := p.renew(p.life)
-			switch {
-			case err == nil:
-				said = ""
-			case p.life.Err() == nil && err.Error() != said:
+			if err == nil {
+				said, rest = "", heedRest
+				continue
+			}
+			if err.Error() != said && p.life.Err() == nil {
 				said = err.Error()
 				log.L.WithError(err).WithField("sandbox", p.id).Warn("the guest's network is not as the pod's")
 			}
+			time.AfterFunc(rest, tell)
+			rest = min(2*rest, maxHeedRest)
 		}
 	}()
 }

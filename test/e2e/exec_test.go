@@ -80,7 +80,8 @@ func TestExecTerminal(t *testing.T) {
 		n.must(err)
 		defer master.Close()
 		n.must(master.Resize(console.WinSize{Width: 132, Height: 43}))
-		cmd := n.Crictl(n.ctx, "exec", "-it", c.ID, "sh", "-c", "read line; tty; stty size; echo got $line; exit 3")
+		// The size comes by another way than the line: stty fails before it is there.
+		cmd := n.Crictl(n.ctx, "exec", "-it", c.ID, "sh", "-c", "read line; tty; until stty size 2>/dev/null; do sleep 0.1; done; echo got $line; exit 3")
 		terminal := openTerminal(t, slave)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
 		n.must(cmd.Start())
