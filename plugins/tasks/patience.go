@@ -24,7 +24,7 @@ const (
 
 	// killTime bounds a signal to a guest's process. One that is emulated on a busy
 	// host takes seconds, and the kubelet waits two minutes.
-	killTime = 30 * time.Second
+	killTime = 20 * time.Second
 
 	// statsTime bounds the stats of a guest's container: all those of the node are
 	// read one after the other, each second. That is why they are not asked for

@@ -10,6 +10,10 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// signalled bounds a signal to a guest that does not answer, which is waited for
+// 20 s (killTime of plugins/tasks), and what else there is to be done.
+const signalled = 30 * time.Second
+
 // Processes of a machine.
 const (
 	qemu      = "qemu-system-x86_64"
@@ -153,13 +157,13 @@ func TestVMStalls(t *testing.T) {
 	n.wrote(stalled, "c", lines)
 	// And stops for good.
 	n.signal(stalled, qemu, unix.SIGSTOP)
-	n.within(20*time.Second, "SIGTERM", func() error {
+	n.within(signalled, "SIGTERM", func() error {
 		if _, err := n.Runtime.StopContainer(n.ctx, &runtime.StopContainerRequest{ContainerId: first, Timeout: 5}); err == nil {
 			t.Error("a container of a guest that is stopped took a signal")
 		}
 		return nil
 	})
-	n.within(30*time.Second, "remove", func() error { return n.remove(stalled.id) })
+	n.within(signalled, "remove", func() error { return n.remove(stalled.id) })
 	n.othersAnswer(second)
 	n.must(n.remove(well.id))
 }
