@@ -19,6 +19,7 @@ import (
 	"github.com/containerd-kuasar/containerd-kuasar/task/container"
 	"github.com/containerd-kuasar/containerd-kuasar/task/forward"
 	"github.com/containerd-kuasar/containerd-kuasar/task/guest"
+	_ "github.com/containerd-kuasar/containerd-kuasar/task/guest/sealed"
 	"github.com/containerd-kuasar/containerd-kuasar/task/oom"
 	"github.com/containerd-kuasar/containerd-kuasar/task/server"
 	"github.com/containerd-kuasar/containerd-kuasar/task/stdio"
@@ -78,26 +79,21 @@ func deafen() {
 }
 
 func boot() error {
-	marks := guest.Resume()
+	var marks guest.Marks
+	marks.Mark("kernel")
 	modules, err := guest.NewModules(guest.ModuleDir)
 	if err != nil {
 		return err
 	}
-	if !exeseal.IsSelfExeCloned() { // then this process is the second one
-		marks.Mark("kernel")
-		if err := guest.Boot(modules); err != nil {
-			return err
-		}
-		marks.Mark("init")
-		marks.Pass()
-		seal()
+	if err := guest.Boot(modules); err != nil {
+		return err
+	}
+	if !exeseal.IsSelfExeCloned() {
+		log.L.Warn("cannot run from a sealed copy: each start of a process makes its own")
 	}
 	name()
-	if err := os.Remove("/init"); err != nil { // the sealed copy is memory, too
-		log.L.WithError(err).Warn("the initramfs keeps its copy of the agent")
-	}
-	marks.Mark("seal")
-	return serve(modules, marks)
+	marks.Mark("init")
+	return serve(modules, &marks)
 }
 
 // serve returns when nothing can be served any more.

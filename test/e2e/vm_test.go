@@ -92,9 +92,12 @@ func TestSharedPidVM(t *testing.T) {
 	n := vm(t)
 	p := n.pod(func(c *runtime.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
+		c.Linux.SecurityContext.Privileged = true
 	})
 	first, second := n.run(p, nil), n.run(p, nil)
 	contains(t, "processes", n.exec(first, "ps"), "kuasar-task", "sleep")
+	privileged := n.run(p, func(c *runtime.ContainerConfig) { c.Linux.SecurityContext.Privileged = true })
+	equal(t, "the agent's binary", n.exec(privileged, "readlink /proc/1/exe"), "/memfd:kuasar-task (deleted)")
 	n.exec(first, "for s in HUP INT QUIT TERM ABRT ILL TRAP BUS FPE SEGV SYS KILL STOP; do kill -$s 1; done")
 	equal(t, "exec in the other container", n.exec(second, "echo ok"), "ok")
 	n.exec(first, "(sleep 0.2; exit 3) & exit 0")
