@@ -346,7 +346,7 @@ func TestLine(t *testing.T) {
 	}
 	got := strings.Join(l.args, " ")
 	for _, want := range []string{
-		"-chardev socket,id=qmp,fd=3,server=on,wait=off", "-accel tcg -cpu max", "-smp 1 -m 128M",
+		"-chardev socket,id=qmp,fd=3,server=on,wait=off", "-accel tcg -cpu max,-mpx,-pku", "-smp 1 -m 128M",
 		"memory-backend-memfd,id=mem,size=128M,share=on", "-kernel /a,b -initrd /i", "nolapic_timer quiet",
 		"-add-fd set=1,fd=4", "-chardev socket,id=vsock,fd=5", "path=fs", "tag=kuasar",
 		"-netdev tap,id=eth0,fds=6:7", "mac=02:00:00:00:00:01", "mq=on,vectors=6,host_mtu=1400",
