@@ -56,25 +56,33 @@ func (p *pod) heed() {
 		log.L.WithError(err).WithField("sandbox", p.id).Warn("the pod's machine does not get interfaces that are added later")
 		return
 	}
-	tell()
 	go func() {
 		defer w.Close()
-		var said string
-		rest := heedRest
-		for p.quiet(changed) {
-			err := p.renew(p.life)
-			if err == nil {
-				said, rest = "", heedRest
-				continue
-			}
-			if err.Error() != said && p.life.Err() == nil {
-				said = err.Error()
-				log.L.WithError(err).WithField("sandbox", p.id).Warn("the guest's network is not as the pod's")
-			}
-			time.AfterFunc(rest, tell)
-			rest = min(2*rest, maxHeedRest)
-		}
+		p.follow(changed, tell, p.renew)
 	}()
+}
+
+// follow calls renew at first, after each change, and once more some time after
+// it has failed.
+func (p *pod) follow(changed <-chan struct{}, tell func(), renew func(context.Context) error) {
+	again := time.AfterFunc(0, tell) // the only one: each change may fail
+	defer again.Stop()
+	var said string
+	rest := heedRest
+	for p.quiet(changed) {
+		err := renew(p.life)
+		if err == nil {
+			again.Stop()
+			said, rest = "", heedRest
+			continue
+		}
+		if err.Error() != said && p.life.Err() == nil {
+			said = err.Error()
+			log.L.WithError(err).WithField("sandbox", p.id).Warn("the guest's network is not as the pod's")
+		}
+		again.Reset(rest)
+		rest = min(2*rest, maxHeedRest)
+	}
 }
 
 // quiet waits for a change and the end of those that follow it. It is false when

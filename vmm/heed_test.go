@@ -2,7 +2,10 @@ package vmm
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -35,4 +38,48 @@ func TestPlugWhatIsThere(t *testing.T) {
 	if len(m.plugged) > 0 {
 		t.Errorf("plugged: %v", m.plugged)
 	}
+}
+
+// What fails is tried again, and not more often the more changes there were.
+func TestFollowTriesAgainOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := &pod{life: ctx}
+		changed := make(chan struct{}, 1)
+		tell := func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}
+		var tries atomic.Int32
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			p.follow(changed, tell, func(context.Context) error {
+				tries.Add(1)
+				return errdefs.ErrResourceExhausted
+			})
+		}()
+		const changes = 20
+		for range changes {
+			change := time.NewTimer(time.Second)
+			<-change.C
+			tell()
+		}
+		calm := time.NewTimer(maxHeedRest)
+		<-calm.C
+		synctest.Wait()
+		before := tries.Load()
+		if before < changes {
+			t.Errorf("%d tries after %d changes", before, changes)
+		}
+		hour := time.NewTimer(12 * maxHeedRest)
+		<-hour.C
+		cancel()
+		<-over
+		if later := tries.Load() - before; later < 10 || later > 12 {
+			t.Errorf("%d more tries in 12 times %v", later, maxHeedRest)
+		}
+	})
 }
