@@ -86,11 +86,16 @@ func (m *machine) PlugDisk(ctx context.Context, d vmm.Disk) error {
 	if err == nil || !began {
 		return err
 	}
-	// What is left of it depends on how far QEMU came, which a session that was
-	// cut off does not tell.
+	return undone(ctx, err, func(ctx context.Context) error { return m.UnplugDisk(ctx, d.ID) })
+}
+
+// undone takes back a plug that failed, and whose caller may have given up. What is
+// left of it depends on how far QEMU came, which a session that was cut off does
+// not tell.
+func undone(ctx context.Context, err error, unplug func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
-	if undo := m.UnplugDisk(ctx, d.ID); undo != nil && !errdefs.IsNotFound(undo) {
+	if undo := unplug(ctx); undo != nil && !errdefs.IsNotFound(undo) {
 		err = errors.Join(err, undo)
 	}
 	return err
@@ -161,29 +166,41 @@ func (m *machine) PlugNIC(ctx context.Context, n vmm.NIC) error {
 	if len(n.More) > 0 {
 		return fmt.Errorf("plug interface %s: more than one queue: %w", n.ID, errdefs.ErrNotImplemented)
 	}
-	return m.do(ctx, "plug interface "+n.ID, func(s *session) error {
-		return s.nic(ctx, n, func(device table) error { return s.plug(ctx, m.slots, device) })
+	began := false
+	err := m.do(ctx, "plug interface "+n.ID, func(s *session) error {
+		backend := s.netdev(ctx, n)
+		if began = !errdefs.IsFailedPrecondition(backend); backend != nil {
+			return backend
+		}
+		return s.plug(ctx, m.slots, nic(n))
 	})
+	if err == nil || !began {
+		return err
+	}
+	return undone(ctx, err, func(ctx context.Context) error { return m.UnplugNIC(ctx, n.ID) })
 }
 
-// nic makes an interface, whose device plug adds.
-func (s *session) nic(ctx context.Context, n vmm.NIC, plug func(device table) error) error {
+// netdev makes an interface's backend of its tap, which QEMU refuses if there is
+// one of that name.
+func (s *session) netdev(ctx context.Context, n vmm.NIC) error {
 	name := "tap-" + n.ID
 	if err := s.run(ctx, "getfd", table{"fdname": name}, nil, n.Tap); err != nil {
 		return err
 	}
-	if err := s.run(ctx, "netdev_add", table{"type": "tap", "id": n.ID, "fd": name}, nil); err != nil {
-		return errors.Join(err, s.run(ctx, "closefd", table{"fdname": name}, nil))
+	err := s.run(ctx, "netdev_add", table{"type": "tap", "id": n.ID, "fd": name}, nil)
+	if err != nil {
+		err = errors.Join(err, s.run(ctx, "closefd", table{"fdname": name}, nil))
 	}
+	return err
+}
+
+// nic is an interface as the guest sees it.
+func nic(n vmm.NIC) table {
 	device := table{"driver": "virtio-net-pci", "netdev": n.ID, "id": n.ID, "mac": n.MAC.String(), "romfile": ""}
 	if n.MTU > 0 {
 		device["host_mtu"] = n.MTU
 	}
-	err := plug(device)
-	if err != nil {
-		err = errors.Join(err, s.run(ctx, "netdev_del", table{"id": n.ID}, nil))
-	}
-	return err
+	return device
 }
 
 // UnplugNIC implements vmm.NICPlugger, as UnplugDisk.

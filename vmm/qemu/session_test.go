@@ -303,6 +303,44 @@ func TestPlugUndone(t *testing.T) {
 	}
 }
 
+// The same of an interface: its tap is in nobody's way.
+func TestPlugNICUndone(t *testing.T) {
+	tap, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	var backend atomic.Bool
+	m := monitor(t, greeting, func(command string, _ map[string]any) string {
+		switch command {
+		case "netdev_add":
+			if backend.Swap(true) {
+				return unknown
+			}
+		case "netdev_del":
+			backend.Store(false)
+		case "device_add":
+			return "" // it takes longer than its caller waits
+		case "device_del":
+			return missing
+		}
+		return fine
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	if err := m.PlugNIC(ctx, vmm.NIC{ID: "eth0", MAC: mac, Tap: tap}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if backend.Load() {
+		t.Error("its backend is left")
+	}
+	backend.Store(true) // another's, that runs
+	if err := m.PlugNIC(t.Context(), vmm.NIC{ID: "eth0", MAC: mac, Tap: tap}); err == nil || !backend.Load() {
+		t.Errorf("a second one: %v, backend: %t", err, backend.Load())
+	}
+}
+
 // A tap goes to QEMU with getfd.
 func TestPlugNIC(t *testing.T) {
 	tap, err := os.Open(os.DevNull)

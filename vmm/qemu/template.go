@@ -218,7 +218,10 @@ func (s *session) equip(ctx context.Context, c vmm.Config) (err error) {
 		if len(n.More) > 0 {
 			return fmt.Errorf("plug interface %s: more than one queue: %w", n.ID, errdefs.ErrNotImplemented)
 		}
-		if err := s.nic(ctx, n, plug); err != nil {
+		if err := s.netdev(ctx, n); err != nil {
+			return err
+		}
+		if err := plug(nic(n)); err != nil {
 			return err
 		}
 	}
