@@ -92,7 +92,7 @@ func (t *Templates) make(s shape, within time.Duration) (*saved, error) {
 	dir := filepath.Join(t.dir, "new-"+key)
 	files := filepath.Join(dir, "saved")
 	// One that could not be removed is in the way no longer than that.
-	if err := errors.Join(endMachine(ctx, t.reaper, dir), os.RemoveAll(dir)); err != nil {
+	if err := removeMold(ctx, t.reaper, dir); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -111,7 +111,7 @@ func (t *Templates) make(s shape, within time.Duration) (*saved, error) {
 		fpMoldReady.Hit()
 		err = os.Rename(files, made.dir)
 	}
-	if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
+	if err = errors.Join(err, removeMold(context.WithoutCancel(ctx), t.reaper, dir)); err != nil {
 		return nil, err
 	}
 	return made, t.keep(made)
@@ -222,6 +222,15 @@ func (m *molder) end() error {
 }
 
 func (m *molder) tail() string { return tail(m.log()) }
+
+// removeMold removes a directory in which a template was made, or the file that
+// is in its place: first the machine, which nobody knows of without the record.
+func removeMold(ctx context.Context, r *pidfd.Reaper, dir string) error {
+	if err := endMachine(ctx, r, dir); err != nil && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
 
 // endMachine ends that of an earlier daemon in dir.
 func endMachine(ctx context.Context, r *pidfd.Reaper, dir string) error {

@@ -110,9 +110,14 @@ func openPool(ctx context.Context, t *Templates, dir string) (*pool, error) {
 	return p, p.close()
 }
 
-// close removes what is left when there is no machine.
+// close removes what is left when there is no machine. Of one that did not end it
+// leaves the record, from which the next daemon knows it.
 func (p *pool) close() error {
-	return errors.Join(cgroup.Remove(p.group), os.RemoveAll(p.dir))
+	err := os.Remove(p.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(cgroup.Remove(p.group), err)
 }
 
 // want says that pods of a shape want so many machines ready from now on.

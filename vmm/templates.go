@@ -124,11 +124,7 @@ func OpenTemplates(ctx context.Context, dir string, r *pidfd.Reaper) (*Templates
 		if err := t.open(path); err == nil {
 			continue
 		}
-		var err error
-		if e.IsDir() {
-			err = endMachine(ctx, r, path)
-		}
-		if err := errors.Join(err, os.RemoveAll(path)); err != nil {
+		if err := removeMold(ctx, r, path); err != nil {
 			return nil, fmt.Errorf("remove what is left of a template: %w", err)
 		}
 	}
