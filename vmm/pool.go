@@ -167,7 +167,13 @@ func (p *pool) take(id string, from *saved) *spare {
 
 // change tells of another number of machines. p.mu is held.
 func (p *pool) change(k *kind) {
-	poolReady.WithValues(k.labels...).Set(float64(len(k.ready)))
+	ready := 0
+	for _, other := range p.kinds { // also those that differ in what is no label
+		if slices.Equal(other.labels, k.labels) {
+			ready += len(other.ready)
+		}
+	}
+	poolReady.WithValues(k.labels...).Set(float64(ready))
 	p.notify()
 }
 
