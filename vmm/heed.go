@@ -27,6 +27,9 @@ const (
 	// adds an interface goes on with its addresses and routes.
 	quietTime = 100 * time.Millisecond
 
+	// maxQuietTime is how long at most: some networks change all the time.
+	maxQuietTime = 2 * time.Second
+
 	// heedTime bounds what a change takes.
 	heedTime = 30 * time.Second
 
@@ -85,8 +88,8 @@ func (p *pod) follow(changed <-chan struct{}, tell func(), renew func(context.Co
 	}
 }
 
-// quiet waits for a change and the end of those that follow it. It is false when
-// the pod is over.
+// quiet waits for a change and the end of those that follow it, but not without
+// end. It is false when the pod is over.
 func (p *pod) quiet(changed <-chan struct{}) bool {
 	select {
 	case <-changed:
@@ -95,11 +98,15 @@ func (p *pod) quiet(changed <-chan struct{}) bool {
 	}
 	settled := time.NewTimer(quietTime)
 	defer settled.Stop()
+	enough := time.NewTimer(maxQuietTime)
+	defer enough.Stop()
 	for {
 		select {
 		case <-changed:
 			settled.Reset(quietTime)
 		case <-settled.C:
+			return true
+		case <-enough.C:
 			return true
 		case <-p.life.Done():
 			return false

@@ -83,3 +83,32 @@ func TestFollowTriesAgainOnce(t *testing.T) {
 		}
 	})
 }
+
+// A network that never comes to rest is followed, too.
+func TestFollowUnrest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := &pod{life: ctx}
+		changed := make(chan struct{}, 1)
+		var times atomic.Int32
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			p.follow(changed, func() {}, func(context.Context) error {
+				times.Add(1)
+				return nil
+			})
+		}()
+		unrest := time.NewTicker(quietTime / 2)
+		for range 5 * maxQuietTime / (quietTime / 2) {
+			<-unrest.C
+			changed <- struct{}{}
+		}
+		unrest.Stop()
+		cancel()
+		<-over
+		if n := times.Load(); n < 4 || n > 5 {
+			t.Errorf("looked %d times in 5 times %v", n, maxQuietTime)
+		}
+	})
+}
