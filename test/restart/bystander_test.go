@@ -1,6 +1,7 @@
 package restart
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -23,7 +24,7 @@ const startTime = "cat /proc/1/stat | cut -d' ' -f22"
 func (n *node) bystander() *bystander {
 	n.t.Helper()
 	b := &bystander{n: n}
-	g, mount := n.gate("bystander")
+	g, mount := n.gate(fmt.Sprintf("bystander-%d", counter.Add(1)))
 	b.gate = g
 	b.pod, b.talks = n.run("i=0; while [ ! -e /gate/end ]; do echo line $i; i=$((i+1)); sleep 0.02; done; echo $i lines; exit 7", mount)
 	var err error
