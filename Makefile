@@ -104,7 +104,7 @@ lab: lab-pods ## all that is tested there: systemd, more of machines, the tests 
 	@KUASAR_HANDLERS=kuasar-runc build/lab/lab -timeout 10m -systemd -- sh -ec '$(TESTLAB)'
 
 .PHONY: test
-test: install bed lint unit integration ## all that the CI runs
+test: install bed lint unit lab-pods integration ## all that the CI runs
 
 .PHONY: critest-docs
 critest-docs: bed ## write docs/critest.md
