@@ -72,6 +72,7 @@ func newRigOf(t testing.TB, guests bool) *rig {
 	r.must(err)
 	t.Cleanup(func() {
 		r.must(r.Close())
+		r.silence()
 		r.must(r.boxes.Shutdown(context.WithoutCancel(ctx), podID))
 		r.must(r.boxes.Close())
 		r.agent.hangUp(false)
@@ -101,15 +102,12 @@ func (r *rig) open() {
 	r.must(err)
 }
 
-// crash ends the daemon as SIGKILL does; between runs while it is down.
-func (r *rig) crash(between func()) {
-	r.Helper()
-	r.log.dead()
-	r.must(r.Close())
-	for _, t := range r.all() { // as the kernel does
+// silence ends what a daemon does beside, as the kernel does: it writes no more.
+func (r *rig) silence() {
+	for _, t := range r.all() {
 		t.writing.Lock()
 		t.mu.Lock()
-		t.saved.Phase = erased // it writes no more
+		t.saved.Phase = erased
 		t.mu.Unlock()
 		t.writing.Unlock()
 		t.uncover()
@@ -118,6 +116,14 @@ func (r *rig) crash(between func()) {
 			p.letStreams()
 		}
 	}
+}
+
+// crash ends the daemon as SIGKILL does; between runs while it is down.
+func (r *rig) crash(between func()) {
+	r.Helper()
+	r.log.dead()
+	r.must(r.Close())
+	r.silence()
 	r.must(r.boxes.Close())
 	r.agent.hangUp(false)
 	if between != nil {
