@@ -69,9 +69,9 @@ func TestCritest(t *testing.T) {
 const heading = `# critest
 
 The conformance suite of Kubernetes' container runtime interface, cri-tools
-v1.36.0, run against three handlers of one daemon: containerd's own shim with
-Debian's runc, which has no user namespaces for pods before version 1.2, the
-runc sandboxer, and the wasm sandboxer. ` + "`make critest-docs`" + ` runs it again and
+v1.36.0, run against four handlers of one daemon: containerd's own shim with
+Debian's runc, which has no user namespaces for pods before version 1.2, and the
+sandboxers runc, wasm and vmm. ` + "`make critest-docs`" + ` runs it again and
 writes this file.
 
 For the wasm sandboxer the suite's default image is one of WebAssembly: a module
