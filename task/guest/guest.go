@@ -25,13 +25,14 @@ type Guest struct {
 	turn    chan struct{}     // held by the call that changes something
 	mounted map[string]string // what is mounted, by target; guarded by turn
 	key     []byte            // of the debug console, once it is open; guarded by turn
+	random  func(request uint, arg []byte) error
 }
 
 var _ api.GuestService = (*Guest)(nil)
 
 // New serves a machine that was booted.
 func New(m *Modules) *Guest {
-	return &Guest{modules: m, turn: make(chan struct{}, 1), mounted: map[string]string{}}
+	return &Guest{modules: m, turn: make(chan struct{}, 1), mounted: map[string]string{}, random: controlRandom}
 }
 
 // take waits for the caller's turn to change something.

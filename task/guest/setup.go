@@ -34,7 +34,7 @@ func (g *Guest) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRespo
 }
 
 func (g *Guest) setup(ctx context.Context, r *api.SetupRequest) error {
-	if err := seed(r.Entropy); err != nil {
+	if err := seed(g.random, r.Entropy); err != nil {
 		return err
 	}
 	if r.Time != nil {
@@ -162,30 +162,39 @@ func setSysctl(dir, name, value string) error {
 const maxEntropy = 512
 
 // seed gives the kernel random bytes that it can trust: a machine that is like
-// others has few of its own.
-func seed(entropy []byte) error {
+// others has few of its own. control is the control of its random numbers.
+func seed(control func(request uint, arg []byte) error, entropy []byte) error {
 	if len(entropy) == 0 {
 		return nil
 	}
 	if len(entropy) > maxEntropy {
 		return invalid("%d bytes of entropy, there can be %d", len(entropy), maxEntropy)
 	}
+	// struct rand_pool_info of linux/random.h: bits, bytes, the bytes.
+	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(entropy)))
+	info = binary.NativeEndian.AppendUint32(info, uint32(len(entropy)))
+	info = append(info, entropy...)
+	if err := control(unix.RNDADDENTROPY, info); err != nil {
+		return fmt.Errorf("add entropy: %w", err)
+	}
+	// At once, and not when the kernel next does: until then it gives random
+	// numbers that clones of the same machine have, too.
+	if err := control(unix.RNDRESEEDCRNG, nil); err != nil {
+		return fmt.Errorf("make random numbers of the new entropy: %w", err)
+	}
+	return nil
+}
+
+// controlRandom is random(4)'s ioctl.
+func controlRandom(request uint, arg []byte) error {
 	f, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	// struct rand_pool_info of linux/random.h: bits, bytes, the bytes.
-	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(entropy)))
-	info = binary.NativeEndian.AppendUint32(info, uint32(len(entropy)))
-	info = append(info, entropy...)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))); errno != 0 {
-		return fmt.Errorf("add entropy: %w", errno)
-	}
-	// At once, and not when the kernel next does: until then it gives random
-	// numbers that clones of the same machine have, too.
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 {
-		return fmt.Errorf("make random numbers of the new entropy: %w", errno)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(unsafe.Pointer(unsafe.SliceData(arg))))
+	if errno != 0 {
+		return os.NewSyscallError("ioctl", errno)
 	}
 	return nil
 }
